@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One door to attention: `attend()`, whose only mask currency is segment ids.
+
+A query sees the keys of its own segment (and, if causal, none behind it). Padding has segment 0 and
+sees padding, so that no row of the softmax is empty.
+
+* `xla` works everywhere and is the truth; `cudnn` is the fused kernel of NVIDIA GPUs.
+* Softmax is computed in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+
+
+def resolve(impl: str) -> str:
+    """Turns "auto" into what this machine's backend runs best.
+
+    Raises:
+      ValueError: for a name that is not in `IMPLEMENTATIONS`.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"attention implementation {impl!r} is not one of {IMPLEMENTATIONS}")
+    if impl != "auto":
+        return impl
+    return "cudnn" if jax.default_backend() == "gpu" else "xla"
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    q_segments: Int[Array, "B T"],
+    kv_segments: Int[Array, "B S"],
+    *,
+    causal: bool = False,
+    impl: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Attends with grouped queries: key/value head j serves query heads j·N/K to (j+1)·N/K - 1.
+
+    Args:
+      causal: query i also sees no key behind place i; needs T = S.
+    """
+    mask = segment_mask(q_segments, kv_segments)
+    if causal:
+        places = jnp.arange(q.shape[1])
+        mask = mask & (places[:, None] >= places[None, :])[None]
+    return masked(q, k, v, mask, impl=impl)
+
+
+def masked(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+    *,
+    impl: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Attends under an explicit mask (True = visible); what decoding against a cache needs."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    name = resolve(impl)
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask[:, None], implementation=name if half or name == "xla" else "xla"
+    )
+
+
+def segment_mask(
+    q_segments: Int[Array, "B T"], kv_segments: Int[Array, "B S"]
+) -> Bool[Array, "B T S"]:
+    """True where query and key belong to the same segment."""
+    return q_segments[:, :, None] == kv_segments[:, None, :]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small parts that more than one network uses: RMSNorm, projections, time embedding, patches."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Dtype = str  # name of a jax dtype, so that configs stay hashable and printable
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis with a learned gain.
+
+    Statistics are float32; the result is cast to the input's dtype before the gain multiplies it, as
+    the released weights expect in bfloat16.
+    """
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B X"]) -> Float[Array, "*B X"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * scale.astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """Linear map over the last `axes` axes onto `features`, kernel [inputs..., features...].
+
+    Attributes:
+      features: sizes of the output axes, e.g. (N, H) for a projection into heads.
+      axes: number of trailing input axes that are contracted, e.g. 2 for heads back to the width.
+    """
+
+    features: Sequence[int]
+    axes: int = 1
+    bias: bool = True
+    init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        features = tuple(self.features)
+        inputs = x.shape[x.ndim - self.axes :]
+        rows, columns = _product(inputs), _product(features)
+        kernel = self.param(
+            "kernel", lambda key: self.init(key, (rows, columns)).reshape(*inputs, *features)
+        )
+        flat = x.reshape(*x.shape[: x.ndim - self.axes], rows)
+        y = flat @ kernel.reshape(rows, columns).astype(x.dtype)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (columns,))
+            y = y + bias.astype(x.dtype)
+        return y.reshape(*y.shape[:-1], *features)
+
+
+def _product(sizes: Sequence[int]) -> int:
+    out = 1
+    for size in sizes:
+        out *= size
+    return out
+
+
+def sinusoid(t: Float[Array, "B"], *, dim: int, max_period: float = 10000.0) -> Float[Array, "B X"]:
+    """Embeds scalars as [cos, sin] of geometrically spaced frequencies, cosines first.
+
+    Args:
+      t: the scalar, already multiplied by its scale.
+      dim: width of the embedding, even.
+    """
+    half = dim // 2
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def patchify(latents: Float[Array, "B h w c"], *, patch: int) -> Float[Array, "B T C"]:
+    """Cuts latents into tokens, row-major; inside a token the order is (row, column, channel)."""
+    b, h, w, c = latents.shape
+    if h % patch or w % patch:
+        raise ValueError(f"latent grid {h}x{w} is not a multiple of the patch size {patch}")
+    x = latents.reshape(b, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, patch * patch * c)
+
+
+def unpatchify(
+    tokens: Float[Array, "B T C"], *, patch: int, h: int, w: int
+) -> Float[Array, "B h w c"]:
+    """Inverse of `patchify` for a latent grid of h x w."""
+    b, _, values = tokens.shape
+    c = values // (patch * patch)
+    x = tokens.reshape(b, h // patch, w // patch, patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
