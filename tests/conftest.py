@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every test sees the same machine: eight simulated CPU devices, exact products, an own cache."""
+
+import os
+import tempfile
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+# Compiled programs and font lists of a test run must neither come from nor go to the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="thinkgen_jax_tests_")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+os.environ["MPLCONFIGDIR"] = os.path.join(_CACHE.name, "matplotlib")
+
+if "JAX_PLATFORMS" not in os.environ:  # name a platform to run the tests marked `device`
+    jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items):
+    """Skips tests marked `device` where there is only a CPU."""
+    if jax.default_backend() == "cpu":
+        for item in items:
+            if item.get_closest_marker("device"):
+                item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Loads a golden fixture by its stem: `arrays`, `info` (its JSON), `check(key, got)`."""
+    from tests.golden import assert_golden, cases
+
+    def load(stem: str) -> SimpleNamespace:
+        arrays, info = cases(stem)
+        return SimpleNamespace(
+            arrays=arrays, info=info, check=lambda key, got: assert_golden(stem, key, got)
+        )
+
+    return load
