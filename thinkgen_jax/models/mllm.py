@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen3-VL: vision tower and decoder, with the two hidden states that condition the DiT.
+
+* `Mllm` returns residual streams, not logits: `logits` is a separate method, so that nothing of size
+  [B, T, V] exists unless asked for.
+* `taps` are the outputs of the last two layers before the final norm, HF's `hidden_states[-2]` and
+  `[-1]` side by side.
+* The cache is an explicit argument. New tokens take the same places in every row, behind the padded
+  prompt, and a mask hides the padding: one slice is written in place per layer, whatever the lengths.
+* Deepstack feature k is added at the picture's tokens behind layer k.
+
+Source: transformers@4.57.1 models/qwen3_vl/modeling_qwen3_vl.py.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from thinkgen_jax.models import rope
+from thinkgen_jax.models.attention import attend, masked
+from thinkgen_jax.models.layers import Dtype, Linear, RMSNorm
+from thinkgen_jax.models.vision import VisionConfig, VisionTower
+from thinkgen_jax.sharding import shard
+from thinkgen_jax.structs import Key, Patches, Prompt, Tree
+
+
+@dataclass(frozen=True)
+class MllmConfig:
+    """Sizes of the MLLM; defaults are Qwen3-VL-8B's (8,767,123,696 parameters).
+
+    Attributes:
+      mrope_section: channel pairs of the (time, row, column) axes, H / 2 in all.
+      vision: the vision tower, None for a model of text alone.
+      initializer_range: standard deviation of fresh weights.
+      dtype: of activations; softmax, norm statistics, rotations and logits are float32.
+      attention: implementation for whole sequences, see `attention.IMPLEMENTATIONS`.
+      scan_unroll: layers traced one by one per loop turn; small models unroll all.
+      remat: recompute each layer in the backward pass.
+    """
+
+    vocab_size: int = 151936
+    hidden_size: int = 4096
+    intermediate_size: int = 12288
+    num_hidden_layers: int = 36
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    rope_theta: float = 5_000_000.0
+    mrope_section: tuple[int, int, int] = (24, 20, 20)
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 262144
+    image_token_id: int = 151655
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    vision: VisionConfig | None = field(default_factory=VisionConfig)
+    initializer_range: float = 0.02
+    dtype: Dtype = "float32"
+    attention: str = "auto"
+    scan_unroll: int = 1
+    remat: bool = False
+
+    @property
+    def tower(self) -> VisionConfig | None:
+        """The vision config with this config's settings of execution."""
+        if self.vision is None:
+            return None
+        return replace(
+            self.vision,
+            initializer_range=self.initializer_range,
+            dtype=self.dtype,
+            attention=self.attention,
+            scan_unroll=self.scan_unroll,
+            remat=self.remat,
+        )
+
+
+class KVCache(NamedTuple):
+    """Keys and values of what a batch has read, S places a row.
+
+    `segments` is 0 at places that hold nothing or padding; `end` is the next place, for every row.
+    """
+
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
+    segments: Int[Array, "B S"]
+    end: Int[Array, ""]
+
+
+class MllmOutput(NamedTuple):
+    """Residual streams before the final norm; `taps` holds the last two layers' side by side."""
+
+    hidden: Float[Array, "B T D"]
+    taps: Float[Array, "B T E"]
+    cache: KVCache | None
+
+
+class Shared(NamedTuple):
+    """What every decoder layer reads besides its input; None where a call has no use for it."""
+
+    cos: Float[Array, "B T X"]
+    sin: Float[Array, "B T X"]
+    segments: Int[Array, "B T"]
+    mask: Bool[Array, "B T S"] | None  # set: attend to the cache; None: to the call's own tokens
+    start: Int[Array, ""] | None  # place in the cache of the call's first token
+    deepstack: Float[Array, "Z B M D"] | None
+    slots: Int[Array, "B M"] | None
+
+
+def linear(
+    cfg: MllmConfig, features: tuple[int, ...], name: str | None = None, axes: int = 1
+) -> Linear:
+    """A projection without bias, with Qwen's initial spread."""
+    init = nn.initializers.normal(cfg.initializer_range)
+    return Linear(features, axes=axes, bias=False, init=init, name=name)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with normed and rotated queries and keys."""
+
+    cfg: MllmConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], layer, keys, values, shared: Shared):
+        cfg = self.cfg
+        q = linear(cfg, (cfg.num_heads, cfg.head_dim), "q_proj")(x)
+        k = linear(cfg, (cfg.num_kv_heads, cfg.head_dim), "k_proj")(x)
+        v = linear(cfg, (cfg.num_kv_heads, cfg.head_dim), "v_proj")(x)
+        q = rope.rotate(RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), shared.cos, shared.sin)
+        k = rope.rotate(RMSNorm(cfg.rms_norm_eps, name="k_norm")(k), shared.cos, shared.sin)
+        q = shard(q, "batch", "seq", "heads", None)
+        if keys is not None:
+            place = (layer, 0, shared.start, 0, 0)
+            keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), place)
+            values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), place)
+        if shared.mask is None:
+            segments = shared.segments
+            y = attend(q, k, v, segments, segments, causal=True, impl=cfg.attention)
+        else:
+            k, v = (jax.lax.dynamic_index_in_dim(c, layer, 0, False) for c in (keys, values))
+            y = masked(q, k.astype(q.dtype), v.astype(q.dtype), shared.mask, impl="xla")
+        return linear(cfg, (cfg.hidden_size,), "o_proj", axes=2)(y), keys, values
+
+
+class Mlp(nn.Module):
+    """SwiGLU."""
+
+    cfg: MllmConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate = linear(self.cfg, (self.cfg.intermediate_size,), "gate_proj")(x)
+        up = linear(self.cfg, (self.cfg.intermediate_size,), "up_proj")(x)
+        return linear(self.cfg, (self.cfg.hidden_size,), "down_proj")(jax.nn.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """One decoder layer as a step of the scan over layers.
+
+    The carry is (stream, the stream before it, cache keys, cache values).
+    """
+
+    cfg: MllmConfig
+
+    @nn.compact
+    def __call__(self, carry, layer: Int[Array, ""], shared: Shared):
+        x, _, keys, values = carry
+        before = x
+        y = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")(x)
+        y, keys, values = Attention(self.cfg, name="self_attn")(y, layer, keys, values, shared)
+        x = x + y
+        y = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")(x)
+        x = x + Mlp(self.cfg, name="mlp")(y)
+        if shared.deepstack is not None:
+            x = _add_deepstack(x, layer, shared.deepstack, shared.slots)
+        x = shard(x, "batch", "seq", "width")
+        return (x, before, keys, values), None
+
+
+def _add_deepstack(x, layer, deepstack, slots):
+    """Adds feature `layer` at the picture's tokens, while there is one."""
+    rows = jnp.arange(x.shape[0])[:, None]
+    last = deepstack.shape[0] - 1
+
+    def add(x):
+        feature = deepstack[jnp.minimum(layer, last)]
+        return x.at[rows, slots].add(feature.astype(x.dtype), mode="drop")
+
+    return jax.lax.cond(layer <= last, add, lambda x: x, x)
+
+
+class Unembed(nn.Module):
+    """The output head; its products are accumulated and returned in float32."""
+
+    cfg: MllmConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        init = nn.initializers.normal(self.cfg.initializer_range)
+        kernel = self.param("kernel", init, (self.cfg.hidden_size, self.cfg.vocab_size))
+        return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+class Mllm(nn.Module):
+    """The whole network: `__call__` for sequences or one more step, `prefill`, `logits`."""
+
+    cfg: MllmConfig
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        init = nn.initializers.normal(cfg.initializer_range)
+        self.embed_tokens = nn.Embed(
+            cfg.vocab_size, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init
+        )
+        if cfg.tower is not None:
+            self.visual = VisionTower(cfg.tower)
+        layer = nn.remat(Layer, prevent_cse=False) if cfg.remat else Layer
+        self.decoder = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=cfg.num_hidden_layers,
+            unroll=min(cfg.scan_unroll, cfg.num_hidden_layers),
+        )(cfg)
+        self.norm = RMSNorm(cfg.rms_norm_eps)
+        if not cfg.tie_word_embeddings:
+            self.lm_head = Unembed(cfg)
+
+    def __call__(self, prompt: Prompt, cache: KVCache | None = None) -> MllmOutput:
+        """Reads token rows; with a cache, as the continuation of what it holds.
+
+        Pictures enter through `prompt.patches`; without it an image token is an ordinary token.
+        """
+        out = self._read(prompt, cache, fresh=False)
+        if self.is_initializing():
+            self.logits(out.hidden)
+        return out
+
+    def prefill(self, prompt: Prompt, *, size: int) -> MllmOutput:
+        """Reads a prompt into a new cache of `size` places."""
+        cfg = self.cfg
+        rows = prompt.ids.shape[0]
+        shape = (cfg.num_hidden_layers, rows, size, cfg.num_kv_heads, cfg.head_dim)
+        empty = jnp.zeros(shape, cfg.dtype)
+        segments = jnp.zeros((rows, size), jnp.int32)
+        cache = KVCache(empty, empty, segments, jnp.zeros((), jnp.int32))
+        return self._read(prompt, cache, fresh=True)
+
+    def normed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """The final norm."""
+        return self.norm(hidden)
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Final norm and head, float32."""
+        x = self.norm(hidden)
+        if not self.cfg.tie_word_embeddings:
+            return self.lm_head(x)
+        table = self.embed_tokens.embedding.astype(x.dtype)
+        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+
+    def _read(self, prompt: Prompt, cache: KVCache | None, *, fresh: bool) -> MllmOutput:
+        cfg = self.cfg
+        x, deepstack, slots = self._embed(prompt)
+        angles = rope.text_angles(
+            prompt.positions,
+            head_dim=cfg.head_dim,
+            theta=cfg.rope_theta,
+            section=cfg.mrope_section,
+        )
+        keys = values = mask = start = None
+        if cache is not None:
+            keys, values, start = cache.k, cache.v, cache.end
+            written = jax.lax.dynamic_update_slice(
+                cache.segments, prompt.segments.astype(jnp.int32), (0, start)
+            )
+            mask = None if fresh else _cache_mask(written, start, prompt.ids.shape[1])
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        shared = Shared(cos, sin, prompt.segments, mask, start, deepstack, slots)
+        layers = jnp.arange(cfg.num_hidden_layers, dtype=jnp.int32)
+        (x, before, keys, values), _ = self.decoder((x, x, keys, values), layers, shared)
+        if cache is not None:
+            cache = KVCache(keys, values, written, start + prompt.ids.shape[1])
+        return MllmOutput(x, jnp.concatenate([before, x], axis=-1), cache)
+
+    def _embed(self, prompt: Prompt):
+        """Token embeddings with the pictures put in their places, and the deepstack features."""
+        x = self.embed_tokens(prompt.ids)
+        if prompt.patches is None:
+            return shard(x, "batch", "seq", "width"), None, None
+        merged, deepstack = self.visual(prompt.patches)
+        rows, slots = jnp.arange(x.shape[0])[:, None], prompt.patches.slots
+        x = x.at[rows, slots].set(merged.astype(x.dtype), mode="drop")
+        features = deepstack if deepstack.shape[0] else None
+        return shard(x, "batch", "seq", "width"), features, slots
+
+
+def _cache_mask(
+    segments: Int[Array, "B S"], start: Int[Array, ""], count: int
+) -> Bool[Array, "B T S"]:
+    """True at the filled places that each of `count` new tokens, its own place included, may see."""
+    places = jnp.arange(segments.shape[1])
+    own = start + jnp.arange(count)
+    return (segments > 0)[:, None] & (places[None, :] <= own[:, None])[None]
+
+
+def example_prompt(cfg: MllmConfig) -> Prompt:
+    """A smallest prompt that touches every parameter: one picture of one merged token."""
+    merge = cfg.vision.spatial_merge_size if cfg.vision else 1
+    ids = jnp.full((1, 2), cfg.image_token_id if cfg.vision else 0, jnp.int32)
+    positions = jnp.zeros((3, 1, 2), jnp.int32)
+    patches = None
+    if cfg.vision is not None:
+        count = merge**2
+        patches = Patches(
+            pixels=jnp.zeros((1, count, cfg.vision.patch_dim)),
+            positions=jnp.zeros((1, count, 2), jnp.int32),
+            grids=jnp.full((1, count, 2), merge, jnp.int32),
+            segments=jnp.ones((1, count), jnp.int32),
+            slots=jnp.zeros((1, 1), jnp.int32),
+        )
+    return Prompt(ids, jnp.ones((1, 2), jnp.int32), positions, patches)
+
+
+def init_params(cfg: MllmConfig, key: Key) -> Tree:
+    """Makes fresh parameters, vision tower and head included."""
+    return Mllm(cfg).init(key, example_prompt(cfg))["params"]
