@@ -37,15 +37,13 @@ SHOWN = 5  # offending paths an error lists
 GIB = 2**30
 
 
-class _Hush(logging.Filter):
+def _is_told(record: logging.LogRecord) -> bool:
     """Drops what the saving library logs; what matters of it arrives here as an exception."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+    return "orbax" not in record.pathname
 
 
 # A filter and not a level: absl sets the level of its logger again when it parses the flags.
-logging.getLogger("absl").addFilter(_Hush())
+logging.getLogger("absl").addFilter(_is_told)
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class Checkpoints:
         data: Mapping,
         meta: Mapping,
         finite: bool = True,
-        score: float | None = None,
+        score: float | int | None = None,
     ) -> bool:
         """Starts one atomic commit; the arrays may be donated as soon as this returns.
 

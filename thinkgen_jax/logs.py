@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run tells while it works: lines, a progress bar, `metrics.jsonl`, event files, pictures.
+
+- Numbers are read one step late, when the device has long finished them: logging never waits.
+- Everything is cut back to the commit a run goes on from, so that a run that was killed leaves the
+  same record as one that was not.
+- Files below the working directory: `log.txt`, `metrics.jsonl` (one row a step), `events/`
+  (TensorBoard), `pictures/<name>/<step>.png`.
+"""
+
+import json
+import logging
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from thinkgen_jax.structs import Tree
+
+METRICS = "metrics.jsonl"
+EVENTS = "events"
+PICTURES = "pictures"
+CELL = 160  # smaller pictures are enlarged to at least this side in a grid
+WIDEST = 320  # larger ones are shrunk to this side
+LINES = 10  # longest caption in lines
+MARGIN = 8
+FONT = 12  # pixels
+
+
+def setup(workdir: str | Path | None = None, *, level: int = logging.INFO) -> logging.Logger:
+    """Sends the package's log lines to the screen and, with `workdir`, to `<workdir>/log.txt`.
+
+    Lines are printed above the progress bar instead of through it. A second call replaces what the
+    first one set.
+
+    Args:
+      workdir: Folder of the run; it must exist.
+      level: Least level that is shown.
+
+    Returns:
+      The logger of the package.
+    """
+    logger = logging.getLogger("thinkgen_jax")
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    logger.setLevel(level)
+    logger.propagate = False
+    stream = SimpleNamespace(write=lambda text: tqdm.write(text, sys.stderr, end=""))
+    handlers: list[logging.Handler] = [logging.StreamHandler(stream)]
+    if workdir is not None:
+        handlers.append(logging.FileHandler(Path(workdir) / "log.txt", encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+    return logger
+
+
+class Writer:
+    """Open log files of one run. Use as a context manager; leaving it writes what is pending."""
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        start: int = 0,
+        total: int | None = None,
+        shown: Sequence[str] = (),
+        active: bool = True,
+    ):
+        """Opens the logs below `workdir` and cuts them back to step `start`.
+
+        Args:
+          workdir: Folder of the run.
+          start: Finished steps the run goes on from; rows and pictures of later steps are removed.
+          total: Steps the run will have, for the progress bar; None shows no bar.
+          shown: Names of the numbers that stand beside the bar.
+          active: False makes every call a no-op: all processes but the first of a larger run.
+        """
+        self.folder = Path(workdir)
+        self._active = active
+        self._pending: dict[int, dict[str, Tree]] = {}
+        self._shown = tuple(shown)
+        self._last: dict[str, float] = {}
+        self._bar = None
+        if not active:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        truncate(self.folder, start)
+        rows = read_metrics(self.folder)
+        self._began = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
+        self._file = (self.folder / METRICS).open("a", encoding="utf-8")
+        purge = start + 1 if start else None  # hides, in TensorBoard, the steps that come again
+        self._events = SummaryWriter(str(self.folder / EVENTS), purge_step=purge)
+        if total is not None:
+            interval = 0.1 if sys.stderr.isatty() else 30.0  # a log file needs no animation
+            self._bar = tqdm(total=total, initial=start, mininterval=interval, dynamic_ncols=True)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def scalars(self, step: int, values: Tree, prefix: str = "") -> None:
+        """Takes the numbers of a step and writes those of earlier steps.
+
+        Args:
+          step: Number of finished steps, counted from 1; several calls for one step share its row.
+          values: Nested dicts of numbers or 0-d arrays; arrays are read at a later step's call.
+          prefix: Put before every name, with a slash.
+        """
+        if not self._active:
+            return
+        self._write_before(step)
+        row = self._pending.setdefault(step, {"seconds": time.monotonic() - self._began})
+        row.update(_named(values, prefix))
+
+    def images(
+        self, step: int, name: str, images: Sequence[np.ndarray], captions: Sequence[str]
+    ) -> None:
+        """Writes a captioned grid of pictures to `pictures/<name>/<step>.png` and the event file.
+
+        Args:
+          step: Number of finished steps.
+          name: Name of the grid, e.g. "held_out".
+          images: uint8 HWC, of any sizes.
+          captions: One text for each picture, see `caption`.
+        """
+        if not self._active:
+            return
+        picture = grid(images, captions)
+        save_png(self.folder / PICTURES / name / f"{step:07d}.png", picture)
+        self._events.add_image(name, picture, step, dataformats="HWC")
+
+    def describe(self, text: str) -> None:
+        """Puts a word before the progress bar, e.g. the phase."""
+        if self._bar is not None:
+            self._bar.set_description_str(text, refresh=False)
+
+    def flush(self) -> None:
+        """Writes everything that is pending; call it before a commit."""
+        if self._active:
+            self._write_before(math.inf)
+            self._events.flush()
+
+    def close(self) -> None:
+        """Writes everything that is pending and closes the files."""
+        if not self._active:
+            return
+        self.flush()
+        self._active = False
+        self._file.close()
+        self._events.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _write_before(self, step: int | float) -> None:
+        for done in sorted(s for s in self._pending if s < step):
+            row = {name: _number(value) for name, value in self._pending.pop(done).items()}
+            # A row has no NaN: JSON does not know it.
+            finite = {name: x if math.isfinite(x) else None for name, x in row.items()}
+            self._file.write(json.dumps({"step": done, **finite}) + "\n")
+            self._file.flush()
+            for name, value in row.items():
+                self._events.add_scalar(name, value, done)
+            self._show(done, row)
+
+    def _show(self, step: int, row: Mapping[str, float]) -> None:
+        if self._bar is None:
+            return
+        self._last.update({name: row[name] for name in self._shown if name in row})
+        shown = {name.rsplit("/", 1)[-1]: f"{x:.4g}" for name, x in self._last.items()}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+
+def truncate(workdir: str | Path, step: int) -> None:
+    """Removes rows and pictures of later steps, and a last row that was cut off.
+
+    Args:
+      workdir: Folder of the run.
+      step: Last step that stays.
+    """
+    path = Path(workdir) / METRICS
+    if path.exists():
+        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        temporary.replace(path)
+    for picture in (Path(workdir) / PICTURES).glob("*/*.png"):
+        if picture.stem.isdecimal() and int(picture.stem) > step:
+            picture.unlink()
+    if step == 0:  # nothing of an earlier try is to be seen
+        shutil.rmtree(Path(workdir) / EVENTS, ignore_errors=True)
+
+
+def read_metrics(workdir: str | Path) -> list[dict]:
+    """Rows of `metrics.jsonl` in order; a last line that was cut off is left out."""
+    path = Path(workdir) / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def caption(prompt: str, instruction: str = "", reward: float | int | None = None) -> str:
+    """The text under a picture: what was asked, what was drawn, what it earned."""
+    lines = [prompt]
+    if instruction and instruction != prompt:
+        lines.append(f"> {instruction}")
+    if reward is not None:
+        lines.append(f"reward {reward:.2f}")
+    return "\n".join(lines)
+
+
+def grid(
+    images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int | None = None
+) -> np.ndarray:
+    """Lays pictures out in rows on white, each with its text below.
+
+    Small pictures are enlarged by a whole factor, so that every pixel stays a square.
+
+    Args:
+      images: uint8 [height, width, 3] each, at least one.
+      captions: As many texts; wrapped to the picture's width and cut after `LINES` lines.
+      columns: Pictures in a row; None makes the grid about square, at most 8 wide.
+
+    Returns:
+      One uint8 picture.
+
+    Raises:
+      ValueError: no picture, or not one text for each.
+    """
+    if not images or len(images) != len(captions):
+        raise ValueError(f"{len(images)} pictures with {len(captions)} captions: want equal, >= 1")
+    columns = columns or min(8, math.ceil(math.sqrt(len(images))))
+    columns = min(columns, len(images))
+    pictures = [_fit(Image.fromarray(image)) for image in images]
+    width = max(max(picture.width for picture in pictures), CELL)
+    font = ImageFont.load_default(FONT)
+    texts = [_wrap(text, font, width) for text in captions]
+    height = FONT + 3
+    rows = range(0, len(images), columns)
+    tops, y = [], MARGIN
+    for row in rows:
+        tops.append(y)
+        tallest = max(picture.height for picture in pictures[row : row + columns])
+        lines = max(len(text) for text in texts[row : row + columns])
+        y += tallest + 4 + lines * height + 2 * MARGIN
+    sheet = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, y), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, top in zip(rows, tops, strict=True):
+        tallest = max(picture.height for picture in pictures[row : row + columns])
+        for i in range(row, min(row + columns, len(images))):
+            x = MARGIN + (i - row) * (width + MARGIN)
+            sheet.paste(pictures[i], (x, top))
+            for line, text in enumerate(texts[i]):
+                draw.text((x, top + tallest + 4 + line * height), text, fill="black", font=font)
+    return np.asarray(sheet)
+
+
+def save_png(path: str | Path, image: np.ndarray) -> None:
+    """Writes a uint8 HWC picture, complete or not at all; folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    Image.fromarray(image).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    side = max(picture.size)
+    if side > WIDEST:
+        size = tuple(max(1, round(x * WIDEST / side)) for x in picture.size)
+        return picture.resize(size, Image.Resampling.LANCZOS)
+    factor = math.ceil(CELL / side)
+    size = (picture.width * factor, picture.height * factor)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}" if line else word
+            if font.getlength(longer) <= width:
+                line = longer
+                continue
+            if line:
+                lines.append(line)
+            line = word
+            while font.getlength(line) > width:  # one word wider than the picture
+                cut = next(n for n in range(len(line), 0, -1) if font.getlength(line[:n]) <= width)
+                lines.append(line[:cut])
+                line = line[cut:]
+        lines.append(line)
+    return lines if len(lines) <= LINES else [*lines[: LINES - 1], "..."]
+
+
+def _named(values: Tree, prefix: str) -> dict[str, Tree]:
+    leaves = jax.tree_util.tree_leaves_with_path(values)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    start = f"{prefix}/" if prefix else ""
+    return {start + name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
+
+
+def _number(value: Tree) -> float:
+    return float(np.asarray(value))
