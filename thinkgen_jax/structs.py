@@ -24,7 +24,7 @@ Tree = Any  # nested dicts of arrays
 Key = jax.Array
 
 
-# --- host ------------------------------------------------------------------------------------------
+# --- host ---
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Sample:
     valid: bool = True
 
 
-# --- device ----------------------------------------------------------------------------------------
+# --- device ---
 
 
 class Patches(NamedTuple):

@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x.dtype) * scale.astype(x.dtype)
+        return normed.astype(x.dtype) * lift(scale, x)
 
 
 class Linear(nn.Module):
@@ -53,8 +53,13 @@ class Linear(nn.Module):
         y = flat @ kernel.reshape(rows, columns).astype(x.dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (columns,))
-            y = y + bias.astype(x.dtype)
+            y = y + lift(bias, y)
         return y.reshape(*y.shape[:-1], *features)
+
+
+def lift(vector: Float[Array, "X"], x: Float[Array, "*B X"]) -> Float[Array, "... X"]:
+    """Gives a vector the rank and dtype of x, so that both broadcast over the last axis."""
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
 def _product(sizes: Sequence[int]) -> int:

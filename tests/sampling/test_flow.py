@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time grid, Euler and guidance against official numbers and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.golden import assert_golden, cases, golden_dir
+from tests.models.test_dit import CFG, abstract, hwc
+from thinkgen_jax.hf import dit as table
+from thinkgen_jax.hf.rules import to_jax
+from thinkgen_jax.models.dit import Dit
+from thinkgen_jax.models.packing import pack, pack_ragged, unpack
+from thinkgen_jax.sampling import flow
+from thinkgen_jax.sampling.flow import Guidance
+from thinkgen_jax.structs import Condition
+
+SCHEDULE, _ = cases("scheduler")
+PIPELINE, PIPELINE_META = cases("pipeline_tiny")
+
+
+@pytest.mark.parametrize("key", [k for k in SCHEDULE if k.startswith("timesteps.")])
+def test_times_equal_official(key):
+    _, steps, tokens = key.split(".")
+    got = flow.times(int(steps), latent_pixels=None if tokens == "None" else int(tokens))
+    assert_golden("scheduler", key, got)
+
+
+def test_times_without_shift():
+    np.testing.assert_allclose(flow.times(7), SCHEDULE["timesteps_noshift.7"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("key", [k for k in SCHEDULE if k.startswith("traj.euler.")])
+def test_euler_equals_official(key):
+    """The fixture's velocity field integrated on our grid with our update."""
+    _, _, steps, tokens = key.split(".")
+    grid = flow.times(int(steps), latent_pixels=int(tokens))
+    a, b, x = (SCHEDULE[f"traj.{n}"] for n in ("A", "B", "x0"))
+    path = []
+    for t, after in zip(grid[:-1], grid[1:], strict=True):
+        u = a - (0.5 + 0.3 * np.cos(2 * np.pi * t)) * x + 0.25 * np.sin(b * x + 3 * t)
+        x = x + (after - t) * u
+        path.append(x)
+    assert_golden("scheduler", key, np.stack(path))
+
+
+def test_training_times_follow_the_shifted_logistic_normal():
+    """The median of sigmoid(z) is 1/2, which the shift m moves to 1 / (m + 1)."""
+    key = jax.random.key(0)
+    for tokens, m in ((256, np.exp(0.5)), (4096, np.exp(1.15))):
+        t = flow.training_times(key, 20001, tokens=tokens, shift=None)
+        assert abs(float(jnp.median(t)) - 1 / (m + 1)) < 0.01
+    t = flow.training_times(key, 20001, tokens=64, shift=3.0)
+    assert abs(float(jnp.median(t)) - 0.25) < 0.01
+
+
+@pytest.fixture(scope="module")
+def params():
+    tensors = load_file(golden_dir() / "dit_tiny.weights.safetensors")
+    tensors.pop("prepad_mask")
+    return jax.tree.map(jnp.asarray, to_jax(tensors, table.rules(CFG), abstract(CFG)))
+
+
+EULER_RUNS = [n for n, c in PIPELINE_META["cases"].items() if f"{n}.latents_steps" in PIPELINE]
+EULER_RUNS = [n for n in EULER_RUNS if "dpm" not in n]
+
+
+@pytest.mark.parametrize("name", EULER_RUNS)
+def test_guided_runs_equal_official(params, name):
+    """Latents after every step, from the fixture's own embeddings."""
+    a, case = PIPELINE, PIPELINE_META["cases"][name]
+    noise = jnp.stack([hwc(x) for x in a[f"{name}.latents"]])
+    rows, h, w, _ = noise.shape
+
+    def condition(kind):
+        states, mask = a[f"{name}.{kind}_embeds"], a[f"{name}.{kind}_mask"]
+        return Condition(jnp.asarray(states), jnp.asarray(mask, jnp.int32))
+
+    refs = [hwc(a[k][0]) for k in sorted(a) if k.startswith(f"{name}.ref_latents.")]
+    references = pack_ragged([refs] * rows, patch=2) if refs else None
+    guidance = Guidance(**_scales(case))
+    steps = len(a[f"{name}.latents_steps"])
+    out = flow.sample(
+        Dit(CFG),
+        params,
+        pack(noise, patch=2),
+        condition("prompt"),
+        condition("negative"),
+        references,
+        jnp.asarray(flow.times(steps, latent_pixels=h * w)),
+        guidance=guidance,
+        keep_steps=True,
+    )
+    got = np.stack([np.moveaxis(np.asarray(unpack(x, patch=2, h=h, w=w)), -1, 1) for x in out])
+    assert_golden("pipeline_tiny", f"{name}.latents_steps", got)
+
+
+def _scales(case):
+    low, high = case.get("cfg_range", (0.0, 1.0))
+    image = case.get("image_guidance_scale", 1.0)
+    return dict(text=case["text_guidance_scale"], image=image, start=low, end=high)
+
+
+def test_combine_is_linear_in_its_parts():
+    c, r, u = (jnp.full((1, 1, 1), x) for x in (5.0, 3.0, 2.0))
+    assert float(flow.combine([c], Guidance(text=4.0))[0, 0, 0]) == 5
+    assert float(flow.combine([c, u], Guidance(text=4.0))[0, 0, 0]) == 2 + 4 * 3
+    assert (
+        float(flow.combine([c, r, u], Guidance(text=4.0, image=2.0))[0, 0, 0]) == 2 + 2 * 1 + 4 * 2
+    )
+
+
+def test_guidance_range_is_inclusive():
+    runs = flow.phases_of(Guidance(text=4.0, image=2.0, start=0.25, end=0.5), 4, references=True)
+    assert runs == [(0, 1, 1), (1, 3, 3), (3, 4, 1)]
+
+
+def test_refuses_zero_steps():
+    with pytest.raises(ValueError, match="steps = 0"):
+        flow.times(0)
