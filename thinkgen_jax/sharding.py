@@ -38,9 +38,9 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r"decoder/self_attn/o_proj/kernel$", P(None, "tensor", None, "fsdp")),  # [L, N, H, D]
     (r"decoder/mlp/(gate|up)_proj/kernel$", P(None, "fsdp", "tensor")),  # [L, D, F]
     (r"decoder/mlp/down_proj/kernel$", P(None, "tensor", "fsdp")),  # [L, F, D]
+    (r"decoder/.*norm/scale$", P()),  # [L, D] or [L, H]
     # mllm: vision tower, small beside the decoder
-    (r"visual/blocks/.*/(kernel|bias)$", P()),
-    (r"visual/.*/(kernel|bias|embedding)$", P()),
+    (r"visual/.*", P()),
     # dit: blocks are stacked [L, ...]; the plane lies over the input width
     (r"(layers|refiner)/attn/to_[qkv]/kernel$", P(None, PLANE, None, None)),  # [L, W, N, H]
     (r"(layers|refiner)/attn/to_out/kernel$", P(None, None, None, PLANE)),  # [L, N, H, W]

@@ -118,9 +118,7 @@ VISION_FIELDS = (
 
 def _vision_from_hf(config: dict) -> VisionConfig:
     sizes = {name: config[name] for name in VISION_FIELDS}
-    return VisionConfig(
-        deepstack_visual_indexes=tuple(config["deepstack_visual_indexes"]), **sizes
-    )
+    return VisionConfig(deepstack_visual_indexes=tuple(config["deepstack_visual_indexes"]), **sizes)
 
 
 def _vision_to_hf(cfg: VisionConfig) -> dict:

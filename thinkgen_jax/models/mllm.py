@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Qwen3-VL: vision tower and decoder, with the two hidden states that condition the DiT.
 
-* `Mllm` returns residual streams, not logits: `logits` is a separate method, so that nothing of size
-  [B, T, V] exists unless asked for.
+* `Mllm` returns residual streams, not logits: `logits` is a separate method, so that nothing of
+  size [B, T, V] exists unless asked for.
 * `taps` are the outputs of the last two layers before the final norm, HF's `hidden_states[-2]` and
   `[-1]` side by side.
 * The cache is an explicit argument. New tokens take the same places in every row, behind the padded
-  prompt, and a mask hides the padding: one slice is written in place per layer, whatever the lengths.
+  prompt, and a mask hides the padding: one slice is written in place per layer, whatever the
+  lengths.
 * Deepstack feature k is added at the picture's tokens behind layer k.
 
 Source: transformers@4.57.1 models/qwen3_vl/modeling_qwen3_vl.py.
@@ -302,7 +303,7 @@ class Mllm(nn.Module):
 def _cache_mask(
     segments: Int[Array, "B S"], start: Int[Array, ""], count: int
 ) -> Bool[Array, "B T S"]:
-    """True at the filled places that each of `count` new tokens, its own place included, may see."""
+    """True at the filled places that each of `count` new tokens may see, its own included."""
     places = jnp.arange(segments.shape[1])
     own = start + jnp.arange(count)
     return (segments > 0)[:, None] & (places[None, :] <= own[:, None])[None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary positions of the MLLM: interleaved three-axis M-RoPE of the text, two-axis of the pictures.
+"""Rotary positions of the MLLM: interleaved three-axis M-RoPE for text, two-axis for pictures.
 
 * Both rotate halves: channel k of a head turns with channel k + H / 2.
 * Text frequency j belongs to the row axis if j mod 3 = 1, to the column axis if j mod 3 = 2, while
@@ -68,14 +68,12 @@ def rotate(
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def next_position(
-    positions: Int[Array, "3 B T"], segments: Int[Array, "B T"]
-) -> Int[Array, "B"]:
+def next_position(positions: Int[Array, "3 B T"], segments: Int[Array, "B T"]) -> Int[Array, "B"]:
     """Position of the token that follows each row: one past the largest of any axis."""
     return jnp.max(jnp.where(segments > 0, positions, -1), axis=(0, 2)) + 1
 
 
-# --- host ------------------------------------------------------------------------------------------
+# --- host ---
 
 
 def position_ids(
@@ -94,8 +92,8 @@ def position_ids(
     Args:
       ids: token ids [B, T].
       segments: [B, T], 0 at padding, on whichever side.
-      grids: per row the pictures whose pixels the model gets, in order, in patches; in a row without
-        any an image token is an ordinary token.
+      grids: per row the pictures whose pixels the model gets, in order, in patches; in a row
+        without any an image token is an ordinary token.
       merge: patches per merged token and side.
 
     Raises:

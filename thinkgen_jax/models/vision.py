@@ -184,9 +184,7 @@ class VisionTower(nn.Module):
     cfg: VisionConfig
 
     @nn.compact
-    def __call__(
-        self, patches: Patches
-    ) -> tuple[Float[Array, "B M D"], Float[Array, "K B M D"]]:
+    def __call__(self, patches: Patches) -> tuple[Float[Array, "B M D"], Float[Array, "K B M D"]]:
         cfg = self.cfg
         x = linear(cfg, (cfg.hidden_size,), "patch_embed")(patches.pixels.astype(cfg.dtype))
         x = x + PositionTable(cfg, name="pos_embed")(patches.positions, patches.grids)
