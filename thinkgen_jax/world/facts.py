@@ -57,224 +57,157 @@ class Fact:
         return f"{self.thing} is {' or '.join(words)}"
 
 
-def _rows(category: str, attribute: str, table: str) -> list[Fact]:
-    """Facts from lines "thing = value / value"."""
-    rows = []
-    for line in filter(str.strip, table.splitlines()):
-        thing, _, values = line.strip().partition(" = ")
+# Sections name category and attribute.
+# A line is "thing = value", or "thing = value / value" where each is right.
+_TABLE_TEXT = """
+[culture color]
+a stop sign = red
+a taxi in new york = yellow
+a wedding dress = white
+mourning in europe = black
+mourning in china = white
+good luck in china = red
+a fire engine = red
+a school bus = yellow
+a flag of surrender = white
+a pirate flag = black
+the robe of a king = purple
+the dutch team = orange
+the irish holiday = green
+a basketball = orange
+a teddy bear = brown
+a piggy bank = pink
+a pair of jeans = blue
+a ruby = red
+an emerald = green
+a sapphire = blue
+[culture shape]
+the symbol of love = heart
+the symbol of marriage = ring
+the badge of a sheriff = star
+the sign of a hospital = cross
+a slice of pizza = triangle
+a field of a chess board = square
+a kite = diamond
+a coin = circle
+a donut = ring
+the top of a christmas tree = star
+the sign for plus = cross
+the side of a pyramid = triangle
+[culture count]
+the olympic flag|rings = 5
+a violin|strings = 4
+a guitar|strings = 6
+a car|wheels = 4
+a bicycle|wheels = 2
+a tricycle|wheels = 3
+a die|sides = 6
+a trio|players = 3
+a basketball team|players = 5
+a traffic light|colors = 3
+[time color]
+the traffic light after green = yellow
+the traffic light after yellow = red
+the traffic light after red = green
+a banana after a week = brown
+a leaf in autumn = orange / brown
+a leaf in spring = green
+a hill in winter = white
+the sky at noon = blue
+the sky at midnight = black
+the month of halloween = orange
+a tomato in may = green
+a ripe tomato = red
+[time count]
+a year|seasons = 4
+a weekend|days = 2
+half a year|months = 6
+a month|weeks = 4
+[space direction]
+the way to the sunrise on a map = right
+the way to the sunset on a map = left
+the way to north on a map = up
+the way to south on a map = down
+the way to east on a map = right
+the way to west on a map = left
+[space shape]
+the full moon = circle
+the band around saturn = ring
+[space count]
+a compass|points = 4
+a cube|dimensions = 3
+[biology color]
+a ripe banana = yellow
+a flamingo = pink
+grass = green
+a frog = green
+a snow hare in winter = white
+a polar bear = white
+a raven = black
+blood = red
+a carrot = orange
+a pig = pink
+a plum = purple
+a young chick = yellow
+a pumpkin = orange
+[biology count]
+an insect|legs = 6
+a dog|legs = 4
+a bird|legs = 2
+a starfish|arms = 5
+a lucky clover|leaves = 4
+a hand|fingers = 5
+[biology shape]
+a starfish = star
+[physics color]
+blue paint mixed with yellow paint = green
+red paint mixed with yellow paint = orange
+red paint mixed with blue paint = purple
+red paint mixed with white paint = pink
+a shadow = black
+[physics direction]
+the way a stone falls = down
+the way a balloon flies = up
+the way smoke moves = up
+the way rain moves = down
+the way a rocket starts = up
+[physics count]
+a triangle|corners = 3
+a square|corners = 4
+[chemistry color]
+litmus in acid = red
+litmus in base = blue
+charcoal = black
+table salt = white
+a copper flame = green
+a sodium flame = yellow
+rust = brown / orange
+sulfur = yellow
+a lithium flame = red
+a potassium flame = purple
+chalk = white
+soot = black
+[chemistry count]
+water|atoms = 3
+ammonia|atoms = 4
+methane|atoms = 5
+oxygen gas|atoms = 2
+"""
+
+
+def _parse_table(text: str) -> tuple[Fact, ...]:
+    rows, category, attribute = [], "", ""
+    for line in text.strip().splitlines():
+        if line.startswith("["):
+            category, attribute = line.strip("[]").split()
+            continue
+        thing, _, values = line.partition(" = ")
         named = tuple(int(v) if v.isdigit() else v for v in values.split(" / "))
         rows.append(Fact(category, attribute, thing, named))
-    return rows
+    return tuple(rows)
 
 
-FACTS: tuple[Fact, ...] = tuple(
-    _rows(
-        "culture",
-        "color",
-        """
-        a stop sign = red
-        a taxi in new york = yellow
-        a wedding dress = white
-        mourning in europe = black
-        mourning in china = white
-        good luck in china = red
-        a fire engine = red
-        a school bus = yellow
-        a flag of surrender = white
-        a pirate flag = black
-        a king's robe = purple
-        the dutch team = orange
-        the irish holiday = green
-        a basketball = orange
-        a teddy bear = brown
-        a piggy bank = pink
-        blue jeans = blue
-        a ruby = red
-        an emerald = green
-        a sapphire = blue
-        """,
-    )
-    + _rows(
-        "culture",
-        "shape",
-        """
-        the symbol of love = heart
-        the symbol of marriage = ring
-        the badge of a sheriff = star
-        the sign of a hospital = cross
-        a slice of pizza = triangle
-        a field of a chess board = square
-        a kite = diamond
-        a coin = circle
-        a donut = ring
-        the top of a christmas tree = star
-        the sign for plus = cross
-        the side of a pyramid = triangle
-        """,
-    )
-    + _rows(
-        "culture",
-        "count",
-        """
-        the olympic flag|rings = 5
-        a violin|strings = 4
-        a guitar|strings = 6
-        a car|wheels = 4
-        a bicycle|wheels = 2
-        a tricycle|wheels = 3
-        a die|sides = 6
-        a trio|players = 3
-        a basketball team|players = 5
-        a traffic light|colors = 3
-        """,
-    )
-    + _rows(
-        "time",
-        "color",
-        """
-        the traffic light after green = yellow
-        the traffic light after yellow = red
-        the traffic light after red = green
-        a banana after a week = brown
-        a leaf in autumn = orange / brown
-        a leaf in spring = green
-        a hill in winter = white
-        the sky at noon = blue
-        the sky at midnight = black
-        the month of halloween = orange
-        a tomato in may = green
-        a ripe tomato = red
-        """,
-    )
-    + _rows(
-        "time",
-        "count",
-        """
-        a year|seasons = 4
-        a weekend|days = 2
-        half a year|months = 6
-        a month|weeks = 4
-        """,
-    )
-    + _rows(
-        "space",
-        "direction",
-        """
-        the way to the sunrise on a map = right
-        the way to the sunset on a map = left
-        the way to north on a map = up
-        the way to south on a map = down
-        the way to east on a map = right
-        the way to west on a map = left
-        """,
-    )
-    + _rows(
-        "space",
-        "shape",
-        """
-        the full moon = circle
-        the band around saturn = ring
-        """,
-    )
-    + _rows(
-        "space",
-        "count",
-        """
-        a compass|points = 4
-        a cube|dimensions = 3
-        """,
-    )
-    + _rows(
-        "biology",
-        "color",
-        """
-        a ripe banana = yellow
-        a flamingo = pink
-        grass = green
-        a frog = green
-        a snow hare in winter = white
-        a polar bear = white
-        a raven = black
-        blood = red
-        a carrot = orange
-        a pig = pink
-        a plum = purple
-        a young chick = yellow
-        a pumpkin = orange
-        """,
-    )
-    + _rows(
-        "biology",
-        "count",
-        """
-        an insect|legs = 6
-        a dog|legs = 4
-        a bird|legs = 2
-        a starfish|arms = 5
-        a lucky clover|leaves = 4
-        a hand|fingers = 5
-        """,
-    )
-    + _rows("biology", "shape", "a starfish = star")
-    + _rows(
-        "physics",
-        "color",
-        """
-        blue paint mixed with yellow paint = green
-        red paint mixed with yellow paint = orange
-        red paint mixed with blue paint = purple
-        red paint mixed with white paint = pink
-        a shadow = black
-        """,
-    )
-    + _rows(
-        "physics",
-        "direction",
-        """
-        the way a stone falls = down
-        the way a balloon flies = up
-        the way smoke moves = up
-        the way rain moves = down
-        the way a rocket starts = up
-        """,
-    )
-    + _rows(
-        "physics",
-        "count",
-        """
-        a triangle|corners = 3
-        a square|corners = 4
-        """,
-    )
-    + _rows(
-        "chemistry",
-        "color",
-        """
-        litmus in acid = red
-        litmus in base = blue
-        charcoal = black
-        table salt = white
-        a copper flame = green
-        a sodium flame = yellow
-        rust = brown / orange
-        sulfur = yellow
-        a lithium flame = red
-        a potassium flame = purple
-        chalk = white
-        soot = black
-        """,
-    )
-    + _rows(
-        "chemistry",
-        "count",
-        """
-        water|atoms = 3
-        ammonia|atoms = 4
-        methane|atoms = 5
-        oxygen gas|atoms = 2
-        """,
-    )
-)
+FACTS = _parse_table(_TABLE_TEXT)
 
 # {s} carrier shape, {p} its plural, {c} carrier colour, {t} thing, {o} owner, {u} its parts.
 RIDDLES = {

@@ -14,6 +14,7 @@ is never in doubt, relations hold by a wide margin and gaps are kept without sea
 """
 
 import hashlib
+import math
 import random
 import zlib
 from collections.abc import Sequence
@@ -195,7 +196,14 @@ def put(
         x += rng.randint(-jitter, jitter) / 2
         y += rng.randint(-jitter, jitter) / 2
     x, y = min(max(x, low), CANVAS - low), min(max(y, low), CANVAS - low)
+    if look.tex != "solid":
+        x, y = on_grid(x, d), on_grid(y, d)
     return Object(look.shape, look.color, d, x, y, look.tex)
+
+
+def on_grid(x: float, d: int) -> float:
+    """The centre rounded down so that the box begins on a whole pixel, as stripes do."""
+    return math.floor(x - d / 2) + d / 2
 
 
 def arrange(
