@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One folder that holds a whole system: dimensions, words and weights, small enough to ship.
+
+    config.json                          the `System`, every field
+    tokenizer.json, ...                  the tokenizer
+    mllm | dit | vae .safetensors        weights in bfloat16 under the released names
+
+* Weights are read through the tables of this folder, like the released ones; nothing is pickled.
+* Trees may be saved one at a time; a loader asks for those it needs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from thinkgen_jax.data import text as words
+from thinkgen_jax.data.text import Text
+from thinkgen_jax.hf import dit, files, mllm, vae
+from thinkgen_jax.models.dit import DitConfig
+from thinkgen_jax.models.mllm import MllmConfig
+from thinkgen_jax.models.presets import System
+from thinkgen_jax.models.vae import VaeConfig
+from thinkgen_jax.models.vision import VisionConfig
+from thinkgen_jax.structs import Tree
+
+FORMAT = "thinkgen_jax/assets/1"
+TABLES = {"mllm": mllm.rules, "dit": dit.rules, "vae": vae.rules}
+NESTED = {"mllm": MllmConfig, "dit": DitConfig, "vae": VaeConfig, "vision": VisionConfig}
+
+
+def save(
+    folder: str | Path,
+    system: System,
+    trees: Mapping[str, Tree],
+    text: Text | None = None,
+    *,
+    dtype: str = "bfloat16",
+) -> None:
+    """Writes a system; files of trees and words that are not given stay as they are.
+
+    Args:
+      trees: "mllm", "dit" or "vae" to parameters.
+      text: its tokenizer is saved.
+      dtype: of the saved weights.
+
+    Raises:
+      ValueError: for another tree, or parameters that do not fit the system.
+    """
+    folder = Path(folder)
+    unknown = sorted(set(trees) - set(TABLES))
+    if unknown:
+        raise ValueError(f"{folder}: {unknown} are no trees; want {sorted(TABLES)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if text is not None:
+        text.tokenizer.save_pretrained(folder)
+    for name, params in trees.items():
+        table = TABLES[name](getattr(system, name))
+        files.save_params(_weights(folder, name), params, table, dtype=dtype)
+    config = {"format": FORMAT, "preset": system.name, "system": asdict(system)}
+    files.write_config(folder, config)
+
+
+def is_assets(folder: str | Path) -> bool:
+    """Whether a folder is one of ours."""
+    try:
+        return files.read_config(folder).get("format") == FORMAT
+    except ValueError:
+        return False
+
+
+def load_system(folder: str | Path) -> System:
+    """Reads the dimensions.
+
+    Raises:
+      ValueError: when the folder is missing, foreign, or of another version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    config = files.read_config(folder)
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{folder}: config.json is not of the format {FORMAT!r}")
+    return _build(System, config.get("system", {}), f"{folder}/config.json: system")
+
+
+def load_text(folder: str | Path, system: System) -> Text:
+    """Reads the tokenizer.
+
+    Raises:
+      ValueError: when it is missing or lacks a special token.
+    """
+    return words.load(folder, system=system.system_prompt, marker=system.marker)
+
+
+def load_tree(
+    folder: str | Path, system: System, name: str, *, shapes: Tree, dtype: str = "float32"
+) -> Tree:
+    """Reads one tree as numpy arrays.
+
+    Args:
+      name: "mllm", "dit" or "vae".
+      shapes: the tree's abstract parameters.
+      dtype: of the arrays.
+
+    Raises:
+      ValueError: when the file is missing or damaged, or does not fit.
+    """
+    table = TABLES[name](getattr(system, name))
+    return files.load_params(_weights(folder, name), table, shapes, dtype=dtype)
+
+
+def _weights(folder: str | Path, name: str) -> Path:
+    return Path(folder) / f"{name}{files.SUFFIX}"
+
+
+def _build(kind: type, content: object, where: str):
+    """A config dataclass from parsed JSON; unknown names are refused, absent ones keep defaults."""
+    known = {field.name for field in fields(kind)}
+    if not isinstance(content, dict) or set(content) - known:
+        extra = sorted(set(content) - known) if isinstance(content, dict) else content
+        raise ValueError(f"{where}: {extra} is not known to this version")
+    values = {}
+    for name, value in content.items():
+        if name in NESTED and value is not None:
+            value = _build(NESTED[name], value, f"{where}.{name}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
