@@ -2,7 +2,7 @@
 """Numbers computed with the official PyTorch code: the judge of every model."""
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ def golden_dir() -> Path:
     return Path(__file__).parent
 
 
-@lru_cache(maxsize=None)
+@cache
 def cases(stem: str) -> tuple[dict[str, np.ndarray], dict]:
     """Arrays of a fixture and its description (config, cases, tolerances)."""
     arrays = load_file(golden_dir() / f"{stem}.safetensors")
