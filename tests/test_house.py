@@ -12,21 +12,24 @@ import pytest
 ROOT, HEAD = Path(__file__).parents[1], "# SPDX-License-Identifier: Apache-2.0\n"
 FOLDERS = ("thinkgen_jax", "configs", "launch", "tests")
 DOORS = ("train", "generate", "evaluate", "convert", "compile", "demo", "precompute", "doctor")
-TOOLS = {"sharding", "checkpoint", "optim", "logs", "report", "data", "world", "rewards"}
+TOOLS = {"sharding", "checkpoint", "optim", "logs", "report", "cache", "data", "world", "rewards"}
 BODIES = {"structs", "models", "sharding", "checkpoint", "optim", "logs"}
 BELOW = {"structs", "models", "sampling", "steps", "hf"} | TOOLS
+ROADS = {"parts", "pipeline", "rollout", "phases", "bench"}
 FLOORS = {  # room: the rooms it may import beside itself
     **{"__init__": set(), "structs": set(), "models": {"structs", "sharding"}},
     **{room: {"structs"} for room in TOOLS},
     **{"data": {"structs", "world"}, "rewards": {"structs", "world"}},
-    **{"sampling": BODIES, "steps": BODIES | {"sampling"}, "hf": BODIES},
-    **{"pipeline": BELOW, "rollout": BELOW | {"pipeline"}, "phases": BELOW | {"rollout"}},
-    **{"bench": BELOW | {"pipeline"}},
-    **{door: BELOW | {"pipeline", "rollout", "phases", "bench"} for door in DOORS},
+    **{"sampling": BODIES, "steps": BODIES | {"sampling"}, "hf": BODIES | {"data"}},
+    **{"parts": BELOW, "pipeline": BELOW | {"parts"}, "bench": BELOW | {"parts", "pipeline"}},
+    **{"rollout": BELOW | {"parts", "pipeline"}, "phases": BELOW | {"parts", "rollout"}},
+    **{"recipe": BELOW | ROADS},  # before the doors: what their configs mean
+    **{door: BELOW | ROADS | {"recipe"} for door in DOORS},
 }
 FENCES = {  # third-party package: beginnings of the paths, below the package, that may import it
     **{"flax": ("models/",), "optax": ("optim.py", "steps/"), "orbax": ("checkpoint.py",)},
-    **{"grain": ("data/",), "absl": DOORS, "ml_collections": DOORS, "safetensors": ("hf/",)},
+    **{"grain": ("data/",), "absl": DOORS, "safetensors": ("hf/",)},
+    **{"ml_collections": (*DOORS, "recipe.py")},
     **{"transformers": ("data/text.py",), "tokenizers": ("data/text.py",)},
     **{"scipy": ("world/", "data/"), "PIL": ("world/", "data/", "logs.py")},
     **{"matplotlib": ("report.py",), "tensorboardX": ("logs.py",), "tqdm": ("logs.py",)},
