@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from thinkgen_jax.models.layers import Dtype, Linear
+from thinkgen_jax.models.layers import Dtype, Linear, lift
 from thinkgen_jax.sharding import shard
 from thinkgen_jax.structs import Key
 
@@ -70,7 +70,7 @@ class Conv(nn.Module):
             (self.padding, self.padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + bias.astype(x.dtype)
+        return y + lift(bias, y)
 
 
 class GroupNorm(nn.Module):
@@ -91,8 +91,8 @@ class GroupNorm(nn.Module):
 
         wide = x.astype(jnp.float32)
         wide = wide - mean(wide)
-        gain = jax.lax.rsqrt(mean(jnp.square(wide)) + self.cfg.norm_eps) * scale
-        return (wide * gain + bias).astype(x.dtype)
+        gain = jax.lax.rsqrt(mean(jnp.square(wide)) + self.cfg.norm_eps) * lift(scale, wide)
+        return (wide * gain + lift(bias, wide)).astype(x.dtype)
 
 
 class ResnetBlock(nn.Module):

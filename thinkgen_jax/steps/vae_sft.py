@@ -44,7 +44,7 @@ class VaeLoss:
 def init_state(vae: Vae, tx: optax.GradientTransformation, key: Key, *, ema: bool) -> TrainState:
     """Random parameters with fresh moments; `ema` starts a running average at them."""
     side = 2 * vae.cfg.factor
-    params = vae.init(key, jnp.zeros((1, side, side, vae.cfg.in_channels)))["params"]
+    params = jax.jit(vae.init)(key, jnp.zeros((1, side, side, vae.cfg.in_channels)))["params"]
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
 
@@ -78,7 +78,7 @@ def make_step(
             ema = optim.ema_update(ema, params, ema_decay, state.step)
         new = TrainState(state.step + 1, params, opt_state, ema)
         is_finite = optim.finite_or_skip(grads, loss)
-        metrics |= {"grad_norm": optax.global_norm(grads), "skipped": 1.0 - is_finite}
+        metrics |= {"grad_norm": optax.tree.norm(grads), "skipped": 1.0 - is_finite}
         return optim.select(is_finite, new, state), metrics
 
     return jax.jit(step, donate_argnums=0)
