@@ -137,12 +137,19 @@ class Packed(NamedTuple):
     segments: Int[Array, "B T"]
 
 
-class FlowBatch(NamedTuple):
-    """One supervised flow-matching batch, encoded: what to draw, and under which condition."""
+class References(NamedTuple):
+    """Reference pictures of a batch, all of one size; `present` is 0 where a row has fewer."""
 
-    condition: Condition
-    target: Packed
-    references: Packed | None
+    pixels: Int[Array, "B R y x 3"]  # uint8
+    present: Int[Array, "B R"]
+
+
+class FlowBatch(NamedTuple):
+    """One supervised flow-matching batch: the pseudo-CoT rows, what to draw, what to look at."""
+
+    prompt: Prompt
+    pixels: Int[Array, "B y x 3"]  # uint8
+    references: References | None
 
 
 class TextBatch(NamedTuple):
@@ -183,11 +190,7 @@ class TrainState(NamedTuple):
     ema: Tree | None
 
 
-class States(NamedTuple):
-    """Both policies."""
-
-    mllm: TrainState
-    dit: TrainState
+States = dict[str, TrainState]  # the trees that learn, by name: "mllm", "dit" or "vae"
 
 
 class Params(NamedTuple):

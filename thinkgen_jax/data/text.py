@@ -129,7 +129,8 @@ def train(corpus: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus, trainer)
+    frame = ["system\nyou draw.", "user\n", "assistant\n"] * 1000  # the templates' own words
+    tokenizer.train_from_iterator([*corpus, *frame], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=SPECIAL[0], model_max_length=1024
     )

@@ -4,7 +4,7 @@
 * `thinkgen`: the released dimensions (8.8 B MLLM, 4.0 B DiT, 84 M VAE).
 * `nano`: the same code at 64 x 64 pixels, small enough to train on a laptop; weights are shipped.
 * `mid`: between the two, for speed measurements; random weights.
-* `tiny`: dimensions of the reference fixtures, random weights, for tests.
+* `tiny`: dimensions of the reference fixtures with the nano tokenizer, random weights, for tests.
 """
 
 from dataclasses import dataclass, field, replace
@@ -87,7 +87,7 @@ NANO_VISION = VisionConfig(
     deepstack_visual_indexes=(1,),
 )
 NANO_MLLM = MllmConfig(
-    vocab_size=2048,
+    vocab_size=1280,
     hidden_size=192,
     intermediate_size=512,
     num_hidden_layers=5,
@@ -103,7 +103,7 @@ NANO_MLLM = MllmConfig(
     **NANO_IDS,
 )
 NANO_DIT = DitConfig(
-    in_channels=4,
+    in_channels=8,
     hidden_size=192,
     num_layers=4,
     num_refiner_layers=1,
@@ -119,8 +119,8 @@ NANO_DIT = DitConfig(
     scan_unroll=8,
 )
 NANO_VAE = VaeConfig(
-    latent_channels=4,
-    block_out_channels=(32, 64, 96),
+    latent_channels=8,
+    block_out_channels=(16, 32, 64),
     layers_per_block=1,
     norm_num_groups=8,
     scaling_factor=1.0,
@@ -141,14 +141,14 @@ NANO = System(
     text_guidance=3.0,
     image_guidance=1.5,
     prompt_tokens=64,
-    thought_tokens=96,
+    thought_tokens=112,
     instruction_tokens=48,
 )
 
 TINY = System(
     name="tiny",
     mllm=MllmConfig(
-        vocab_size=512,
+        vocab_size=1280,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=4,
@@ -156,10 +156,8 @@ TINY = System(
         num_kv_heads=2,
         head_dim=16,
         mrope_section=(4, 2, 2),
-        image_token_id=508,
-        vision_start_token_id=506,
-        vision_end_token_id=507,
         max_position_embeddings=8192,
+        **NANO_IDS,
         vision=VisionConfig(
             depth=4,
             hidden_size=32,

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks that every recipe shares, and the config argument.
+
+The argument is a comma list, preset first: `:tiny`, `:thinkgen`, `:thinkgen,mesh=v5p-64`. Everything
+else is `--config.key=value`. A config file is Python and is executed: load only files you trust.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+PRESETS = ("nano", "tiny", "mid", "thinkgen")
+MESHES = {
+    "": (1, 1, 1, 1),
+    "v5e-256": (1, 256, 1, 1),
+    "v5p-64": (1, 32, 1, 1),
+    "v6e-64": (1, 64, 1, 1),
+    "gpu-8": (1, 8, 1, 1),
+}
+
+
+def parse_arg(arg: str | None) -> tuple[str, dict[str, str]]:
+    """Splits `preset,key=value,...`; no argument means the nano system.
+
+    Raises:
+      ValueError: for an unknown preset or key.
+    """
+    first, *rest = (arg or "nano").split(",")
+    if first not in PRESETS:
+        raise ValueError(f"config argument {first!r} is not one of {PRESETS}")
+    options = dict(part.partition("=")[::2] for part in rest)
+    unknown = set(options) - {"mesh"}
+    if unknown or options.get("mesh", "") not in MESHES:
+        raise ValueError(f"config argument {rest}: known is mesh= one of {sorted(MESHES)}")
+    return first, options
+
+
+def base(arg: str | None, *, name: str) -> ConfigDict:
+    """What every recipe has; `config.model` is the preset's name."""
+    preset, options = parse_arg(arg)
+    data, fsdp, tensor, context = MESHES[options.get("mesh", "")]
+    config = ConfigDict()
+    config.name = name
+    config.model = preset
+    config.prepad = placeholder(int)  # number of prepadding states; None takes the preset's
+    config.seed = 0
+    config.mesh = dict(data=data, fsdp=fsdp, tensor=tensor, context=context)
+    config.steps = 0  # optimizer steps of the whole run
+    config.phases = ()  # ((phase, steps), ...), walked round and round
+    # Where each tree comes from: "random", "assets" (shipped nano weights), or a run's directory.
+    config.start = dict(mllm="assets", dit="assets", vae="assets")
+    config.reinit = ()  # patterns of DiT parameters that start fresh whatever `start` says
+    config.optim = {}
+    config.checkpoint = dict(every=200, keep=2)
+    config.log = dict(every=1, images=20)
+    config.limit_skipped = 20  # steps with NaN in a row before the run stops
+    config.evaluate = dict(count=0, scenarios=("composition", "reasoning", "text"))
+    if preset == "tiny":
+        config.start = dict(mllm="random", dit="random", vae="random")
+        config.checkpoint.every = 1
+        config.log.images = 1
+    return config
+
+
+def optim(**changes) -> ConfigDict:
+    """AdamW as OmniGen2 fine-tunes; see thinkgen_jax/optim.py for every field."""
+    block = ConfigDict(
+        dict(
+            lr=1e-4,
+            schedule="constant",
+            warmup_steps=500,
+            total_steps=0,
+            final_fraction=0.1,
+            b1=0.9,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.01,
+            no_decay=(),
+            clip_norm=1.0,
+            trainable=(".",),
+            frozen=(".",),
+            ema_decay=placeholder(float),
+            accumulate=1,
+        )
+    )
+    block.update(changes)
+    return block
+
+
+def stream(
+    weight: float, scenarios: dict[str, float], *, pictures: int = 0, length: int = 64
+) -> dict:
+    """One kind of batch: its share, its scenarios, most references, tokens of a row."""
+    return dict(weight=weight, scenarios=scenarios, pictures=pictures, length=length)
+
+
+def draw(steps: int, *, text: float = 1.0, image: float = 1.0, temperature: float = 1.0) -> dict:
+    """How rollouts draw."""
+    guidance = dict(text=text, image=image, start=0.0, end=1.0)
+    return dict(steps=steps, guidance=guidance, temperature=temperature)
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """What `:tiny` means: two steps, a batch of two."""
+    config.steps = 2
+    config.evaluate.count = 0
+    for name, plan in config.plans.items():
+        if "batch" in plan:
+            plan.batch = 2
+        else:
+            plan.prompts, plan.group = 2, 2
+            plan.draw.steps = 3
+    config.phases = tuple((name, 1) for name, _ in config.phases)
+    for block in config.optim.values():
+        block.warmup_steps = 1
+    return config

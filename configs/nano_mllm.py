@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation of the nano system: its MLLM learns to think, to look and to write.
+
+The released system gets Qwen3-VL-8B-Thinking ready-made. It is left imperfect on purpose: a share of
+its reasoning thoughts come to a wrong conclusion, so that reinforcement has something to teach.
+"""
+
+from configs import common
+
+SEEN = dict(edit=0.3, reasoning_edit=0.25, reflection=0.2, understand=0.25)
+
+
+def get_config(arg=None):
+    """No argument trains the nano MLLM; `:tiny` takes two steps."""
+    config = common.base(arg, name="nano_mllm")
+    config.steps = 2500
+    config.phases = (("text_sft", 1),)
+    config.start.mllm = "random"
+    words = dict(composition=0.4, reasoning=0.6)
+    config.plans = dict(
+        text_sft=dict(
+            batch=32,
+            streams=dict(
+                a_words=common.stream(0.55, words, length=112),
+                b_signs=common.stream(0.1, dict(text=1.0), length=176),
+                c_one=common.stream(0.3, SEEN, pictures=1, length=208),
+                d_three=common.stream(0.05, dict(in_context=1.0), pictures=3, length=336),
+            ),
+            wrong=dict(reasoning=0.4),
+            silent=0.15,
+        )
+    )
+    config.optim = dict(
+        mllm=common.optim(
+            lr=2e-3,
+            schedule="cosine",
+            warmup_steps=100,
+            total_steps=2500,
+            final_fraction=0.05,
+            weight_decay=0.05,
+        )
+    )
+    return common.shrink(config) if config.model == "tiny" else config

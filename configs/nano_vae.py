@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation of the nano system: its autoencoder learns to reconstruct rendered pictures.
+
+The released system gets a FLUX autoencoder ready-made. Most steps see 32-pixel cut-outs around an
+object or a sign, where the information is; `nano_vae_full` ends on whole pictures.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    """No argument trains the nano autoencoder; `:tiny` takes two steps."""
+    config = common.base(arg, name="nano_vae")
+    config.steps = 4000
+    config.phases = (("vae_sft", 1),)
+    config.start.vae = "random"
+    scenarios = dict(composition=0.5, text=0.3, reasoning=0.1, edit=0.1)
+    config.plans = dict(
+        vae_sft=dict(
+            batch=16,
+            streams=dict(a=common.stream(1.0, scenarios)),
+            loss=dict(mse=0.5, edge=2.0, kl=2e-3),
+            crop=32,
+        )
+    )
+    config.optim = dict(
+        vae=common.optim(
+            lr=2e-3,
+            schedule="cosine",
+            warmup_steps=200,
+            total_steps=4000,
+            final_fraction=0.05,
+            b2=0.99,
+            weight_decay=0.0,
+        )
+    )
+    return common.shrink(config) if config.model == "tiny" else config

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grain graph: examples mapped, batched, mixed and resumable, all of static shape.
+
+Batches of different make-up (with and without references) are streams of their own, mixed by weight a
+batch at a time: each has one shape, so each compiles once. The position of a mixed stream is one
+number, and batch n is the same whoever asks for it.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import grain
+import numpy as np
+
+from thinkgen_jax.data import sources
+from thinkgen_jax.data.images import VisionSpec, merged_tokens
+from thinkgen_jax.data.prompts import assemble
+from thinkgen_jax.data.sources import Drawing, Writing
+from thinkgen_jax.data.text import Text
+from thinkgen_jax.structs import FlowBatch, References, TextBatch
+
+ENDLESS = 2**31 - 1  # examples of a stream; no run reaches it
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One kind of batch.
+
+    Attributes:
+      weight: share of the batches that are of this kind.
+      scenarios: weights of the scenarios it draws from.
+      pictures: most references of a row; 0 for none.
+      length: tokens of a row; longer rows are an error.
+    """
+
+    weight: float
+    scenarios: Mapping[str, float]
+    pictures: int = 0
+    length: int = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all streams of a run share: words, eyes and place in the world."""
+
+    text: Text
+    vision: VisionSpec | None
+    seed: int
+    split: str = "train"
+
+
+def mixed(streams: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.DatasetIterator:
+    """Mixes streams of batches by weight and opens the iterator."""
+    total = sum(weights)
+    data = streams[0]
+    if len(streams) > 1:
+        data = grain.MapDataset.mix(list(streams), weights=[w / total for w in weights])
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return iter(data.to_iter_dataset(options))
+
+
+def batched(example: Callable[[int], object], size: int, collate: Callable) -> grain.MapDataset:
+    """Examples 0, 1, 2, ... in batches of `size`."""
+    data = grain.MapDataset.range(ENDLESS).map(example)
+    return data.batch(size, drop_remainder=True, batch_fn=collate)
+
+
+def flow_stream(stream: Stream, shape: Shape, *, size: int, drop: float, plain: bool):
+    """Batches of `FlowBatch`; `plain` gives bare words instead of the pseudo-CoT form."""
+    example = partial(
+        sources.drawing,
+        seed=shape.seed,
+        split=shape.split,
+        weights=stream.scenarios,
+        drop=drop,
+    )
+    return batched(example, size, partial(flow_batch, stream=stream, shape=shape, plain=plain))
+
+
+def text_stream(stream: Stream, shape: Shape, *, size: int, wrong: Mapping, silent: float):
+    """Batches of `TextBatch`."""
+    example = partial(
+        sources.writing,
+        seed=shape.seed,
+        split=shape.split,
+        weights=stream.scenarios,
+        wrong=dict(wrong),
+        silent=silent,
+    )
+    return batched(example, size, partial(text_batch, stream=stream, shape=shape))
+
+
+def picture_stream(stream: Stream, shape: Shape, *, size: int, crop: int):
+    """Batches of uint8 pictures, or of cut-outs of `crop` pixels a side."""
+    example = partial(
+        sources.picture, seed=shape.seed, split=shape.split, weights=stream.scenarios, crop=crop
+    )
+    return batched(example, size, np.stack)
+
+
+def request_stream(stream: Stream, shape: Shape, *, size: int):
+    """Lists of `size` requests."""
+    example = partial(
+        sources.request, seed=shape.seed, split=shape.split, weights=stream.scenarios
+    )
+    return batched(example, size, list)
+
+
+def flow_batch(
+    drawings: Sequence[Drawing], *, stream: Stream, shape: Shape, plain: bool
+) -> FlowBatch:
+    """Collates supervised pictures; references are placeholders in the words, as in the release."""
+    text = shape.text
+    rows = [
+        text.encode(d.prompt or " ") if plain else text.pseudo(d.prompt, images=len(d.references))
+        for d in drawings
+    ]
+    prompt = assemble(rows, length=stream.length)
+    pixels = np.stack([d.image for d in drawings])
+    return FlowBatch(prompt, pixels, reference_batch([d.references for d in drawings], stream))
+
+
+def reference_batch(rows: Sequence[Sequence[np.ndarray]], stream: Stream) -> References | None:
+    """Stacks references of one size; rows with fewer than `stream.pictures` are marked."""
+    if not stream.pictures:
+        return None
+    size = next((r.shape for row in rows for r in row), (64, 64, 3))
+    pixels = np.zeros((len(rows), stream.pictures, *size), np.uint8)
+    present = np.zeros((len(rows), stream.pictures), np.int32)
+    for b, row in enumerate(rows):
+        for r, image in enumerate(row):
+            pixels[b, r] = image
+            present[b, r] = 1
+    return References(pixels, present)
+
+
+def text_batch(writings: Sequence[Writing], *, stream: Stream, shape: Shape) -> TextBatch:
+    """Collates supervised responses; only what the MLLM writes has weight."""
+    rows, starts = [], []
+    for w in writings:
+        head, tail = written(w, shape)
+        rows.append(head + tail)
+        starts.append(len(head))
+    seen = [w.images if w.form != "pseudo" else () for w in writings]
+    prompt = assemble(
+        rows,
+        length=stream.length,
+        image_id=shape.text.image_id,
+        pictures=seen if stream.pictures else None,
+        vision=shape.vision,
+        patches=_patches(stream, shape),
+    )
+    places = np.arange(stream.length)[None]
+    after = places >= np.asarray(starts)[:, None]
+    weights = (after & (np.asarray(prompt.segments) > 0)).astype(np.float32)
+    return TextBatch(prompt, weights)
+
+
+def written(w: Writing, shape: Shape) -> tuple[list[int], list[int]]:
+    """Token ids of what is given and of what is to be written."""
+    text = shape.text
+    tokens = [merged_tokens(image, shape.vision) for image in w.images]
+    if w.form == "question":
+        return text.question(w.prompt, pictures=tokens), text.answer(w.answer)
+    if w.form == "pseudo":
+        whole = text.pseudo(w.prompt, images=len(w.images))
+        cut = whole.index(text.close_id) + 1
+        return whole[:cut], whole[cut:]
+    return text.think(w.prompt, pictures=tokens), text.response(w.thought, w.answer)
+
+
+def _patches(stream: Stream, shape: Shape) -> int | None:
+    """Patches of a row that has all its pictures, at the vision tower's least size."""
+    if not stream.pictures:
+        return None
+    return stream.pictures * shape.vision.max_pixels // shape.vision.patch**2
+
+
+def position(iterator: grain.DatasetIterator) -> dict:
+    """JSON-able position of a stream."""
+    return json.loads(json.dumps(iterator.get_state()))

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one training step is: the table of phases, and who learns when.
+
+A phase is a data stream and an update (states, batch, key) -> (states, metrics, pictures). Supervised
+stages have one phase; SepGRPO alternates two:
+
+  vae_sft    the autoencoder reconstructs           (preparation of the nano system)
+  text_sft   the MLLM learns to write               (preparation of the nano system)
+  flow_sft   the DiT learns to draw                 (align, pretrain, finetune)
+  mllm_grpo  the MLLM learns from its pictures' rewards, DiT frozen   (stage 4)
+  dit_grpo   the DiT learns from its pictures' rewards, MLLM frozen   (stage 5)
+
+Trees that learn are in `states`; the others are in `Setup.frozen`. References for the KL terms are
+the parameters at the start of the run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinkgen_jax import logs, rewards, rollout
+from thinkgen_jax.data import batches
+from thinkgen_jax.data.batches import Shape, Stream
+from thinkgen_jax.parts import Parts
+from thinkgen_jax.rollout import Draw
+from thinkgen_jax.steps import dit_grpo, flow_sft, grpo, mllm_grpo, text_sft, vae_sft
+from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
+from thinkgen_jax.steps.mllm_grpo import MllmGrpoConfig
+from thinkgen_jax.steps.state import Learner
+from thinkgen_jax.structs import Key, Params, Request, States, Thoughts, Trajectory, Tree
+
+
+@dataclass(frozen=True)
+class SftPlan:
+    """A supervised phase.
+
+    Attributes:
+      batch: rows of a step.
+      streams: kinds of batches, mixed by weight.
+      drop: share of words dropped for guidance (flow_sft).
+      wrong: by scenario, share of thoughts that come to a wrong conclusion (text_sft).
+      silent: share of responses without a thought (text_sft).
+      plain: condition on a learned text embedding instead of the MLLM (flow_sft).
+      loss: constants of the reconstruction loss (vae_sft).
+      crop: side of cut-outs in pixels, 0 for whole pictures (vae_sft).
+    """
+
+    batch: int
+    streams: tuple[Stream, ...]
+    drop: float = 0.1
+    wrong: Mapping[str, float] = field(default_factory=dict)
+    silent: float = 0.2
+    plain: bool = False
+    loss: vae_sft.VaeLoss = field(default_factory=vae_sft.VaeLoss)
+    crop: int = 0
+
+
+@dataclass(frozen=True)
+class RlPlan:
+    """A reinforcement phase.
+
+    Attributes:
+      prompts: requests of an iteration.
+      group: G, responses or paths per request; at least 2.
+      inner: updates per rollout.
+      streams: kinds of request batches, mixed by weight.
+      draw: how pictures are drawn for the reward.
+      rewards: reward names and weights.
+      token, path: constants of the two objectives.
+      noise: noise level of stochastic steps (dit_grpo).
+      window: (first, last + 1) stochastic step; the others are deterministic (dit_grpo).
+      silent: share of iterations conditioned on the user's own words (dit_grpo).
+      minibatches: parts a rollout is cut into, one update each (mllm_grpo).
+    """
+
+    prompts: int
+    group: int
+    streams: tuple[Stream, ...]
+    inner: int = 1
+    draw: Draw = field(default_factory=Draw)
+    rewards: Mapping[str, float] = field(default_factory=lambda: {"miniature": 1.0})
+    token: MllmGrpoConfig = field(default_factory=MllmGrpoConfig)
+    path: DitGrpoConfig = field(default_factory=DitGrpoConfig)
+    noise: float = 0.7
+    window: tuple[int, int] = (0, 0)
+    silent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.group < 2:
+            raise ValueError(f"group = {self.group} has no advantage; it must be at least 2")
+
+
+class Setup(NamedTuple):
+    """What every phase is built from."""
+
+    parts: Parts
+    frozen: dict[str, Tree]  # trees that do not learn in this run
+    references: dict[str, Tree]  # parameters at the start of the run, of trees with a KL term
+    learners: dict[str, Learner]
+    seed: int
+
+
+class Gallery(NamedTuple):
+    """Pictures of a step for the log."""
+
+    images: list[np.ndarray]
+    captions: list[str]
+
+
+class Phase(NamedTuple):
+    """One kind of step: which tree learns, on what, how."""
+
+    learns: str
+    data: Any  # iterator with get_state and set_state
+    update: Callable[[States, Any, Key], tuple[States, dict, Gallery | None]]
+
+
+def at(step: int, schedule: Sequence[tuple[str, int]]) -> str:
+    """Name of the phase of a step (from 0): the schedule is walked round and round."""
+    place = step % sum(count for _, count in schedule)
+    for name, count in schedule:
+        if place < count:
+            return name
+        place -= count
+    raise ValueError(f"config.phases {schedule} is empty")
+
+
+def build(name: str, plan: SftPlan | RlPlan, setup: Setup) -> Phase:
+    """Builds one phase by its name.
+
+    Raises:
+      ValueError: for a name that is not in `PHASES`.
+    """
+    if name not in PHASES:
+        raise ValueError(f"config.phases: {name!r} is not one of {sorted(PHASES)}")
+    return PHASES[name](plan, setup)
+
+
+def params_of(setup: Setup, states: States, tree: str) -> Tree:
+    """Current parameters of a tree, learning or frozen."""
+    return states[tree].params if tree in states else setup.frozen[tree]
+
+
+# --- supervised ---
+
+
+def _vae(plan: SftPlan, setup: Setup) -> Phase:
+    learner = setup.learners["vae"]
+    step = vae_sft.make_step(
+        setup.parts.vae, learner.tx, weights=plan.loss, ema_decay=learner.config.ema_decay
+    )
+    shape = _shape(setup)
+    data = [
+        batches.picture_stream(s, shape, size=plan.batch, crop=plan.crop) for s in plan.streams
+    ]
+
+    def update(states: States, batch, key: Key):
+        state, metrics = step(states["vae"], batch, key)
+        return {**states, "vae": state}, metrics, None
+
+    return Phase("vae", batches.mixed(data, [s.weight for s in plan.streams]), update)
+
+
+def _text(plan: SftPlan, setup: Setup) -> Phase:
+    step = text_sft.make_step(setup.parts.mllm, setup.learners["mllm"])
+    shape = _shape(setup)
+    data = [
+        batches.text_stream(s, shape, size=plan.batch, wrong=plan.wrong, silent=plan.silent)
+        for s in plan.streams
+    ]
+
+    def update(states: States, batch, key: Key):
+        state, metrics = step(states["mllm"], batch)
+        return {**states, "mllm": state}, metrics, None
+
+    return Phase("mllm", batches.mixed(data, [s.weight for s in plan.streams]), update)
+
+
+def _flow(plan: SftPlan, setup: Setup) -> Phase:
+    parts = setup.parts
+    step = flow_sft.make_step(
+        parts.dit, parts.encoder, setup.learners["dit"], shift=parts.system.shift
+    )
+    shape = _shape(setup)
+    data = [
+        batches.flow_stream(s, shape, size=plan.batch, drop=plan.drop, plain=plan.plain)
+        for s in plan.streams
+    ]
+    frozen = {"mllm": setup.frozen.get("mllm"), "vae": setup.frozen["vae"]}
+
+    def update(states: States, batch, key: Key):
+        state, metrics = step(states["dit"], frozen, batch, key)
+        return {**states, "dit": state}, metrics, None
+
+    return Phase("dit", batches.mixed(data, [s.weight for s in plan.streams]), update)
+
+
+# --- reinforcement ---
+
+
+def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
+    parts = setup.parts
+    logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token)
+    grpo_step = mllm_grpo.make_step(parts.mllm, setup.learners["mllm"], plan.token)
+    reference = setup.references.get("mllm")
+
+    def update(states: States, requests: Sequence[Request], key: Key):
+        requests = list(requests)
+        params = _params(setup, states)
+        stream = stream_of(requests, plan.streams)
+        drawn = rollout.think_group(
+            parts, params, requests, stream, key, group=plan.group, how=plan.draw
+        )
+        thinking = drawn.thinking
+        scored, table, usable = _score(plan, setup, requests, drawn.images, thinking, key)
+        advantage = grpo.advantages(table, scope="group", ddof=1, eps=1e-6) * usable[:, None]
+        mask = thinking.mask & jnp.asarray(np.repeat(usable, plan.group))[:, None]
+        old = logprobs(params.mllm, thinking.prompt, mask)
+        ref = logprobs(reference, thinking.prompt, mask) if plan.token.kl else None
+        thoughts = Thoughts(
+            thinking.prompt, mask, old, ref, jnp.asarray(advantage.reshape(-1))
+        )
+        state = states["mllm"]
+        for inner in range(plan.inner):
+            state, metrics = grpo_step(state, thoughts)
+            if inner == 0:
+                first = metrics
+        written = np.asarray(thinking.decoded.segments).sum(axis=1)
+        metrics = {
+            **metrics,
+            "ratio_first": first["ratio"],
+            **_reward_metrics(table, usable),
+            "valid": float(np.mean(np.asarray(thinking.valid))),
+            "tokens": float(written.mean()),
+            "stopped": float(np.mean(np.asarray(thinking.decoded.stopped))),
+        }
+        return {**states, "mllm": state}, metrics, _gallery(scored, table, plan.group)
+
+    return Phase("mllm", _requests(plan, setup), update)
+
+
+def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
+    parts = setup.parts
+    logprobs = dit_grpo.make_logprobs(parts.dit, plan.path)
+    grpo_step = dit_grpo.make_step(parts.dit, setup.learners["dit"], plan.path)
+    reference = setup.references.get("dit") if plan.path.kl else None
+    noise, steps = noise_levels(plan)
+
+    def update(states: States, requests: Sequence[Request], key: Key):
+        requests = list(requests)
+        params = _params(setup, states)
+        stream = stream_of(requests, plan.streams)
+        silent = bool(jax.random.uniform(jax.random.fold_in(key, 1)) < plan.silent)
+        condition, thought = rollout.shared_condition(
+            parts, params.mllm, requests, stream, thinking=not silent
+        )
+        references = rollout.reference_tokens(parts, params.vae, requests, stream)
+        latents, condition, references, negative, places, grid = rollout.path_group(
+            parts,
+            params,
+            condition,
+            references,
+            key,
+            group=plan.group,
+            how=plan.draw,
+            noise=noise,
+            kernel=plan.path.kernel,
+        )
+        images = rollout.decode_pixels(parts, params.vae, latents[-1])
+        scored, table, usable = _score(plan, setup, requests, images, thought, key)
+        advantage = grpo.advantages(table, scope="batch", ddof=0, eps=1e-4) * usable[:, None]
+        path = Trajectory(
+            latents,
+            grid,
+            jnp.zeros((len(steps), latents.shape[1])),
+            places,
+            condition,
+            references,
+            jnp.asarray(advantage.reshape(-1)),
+        )
+        path = path._replace(old=logprobs(params.dit, path, negative, noise, steps))
+        state = states["dit"]
+        for inner in range(plan.inner):
+            state, metrics = grpo_step(state, reference, path, negative, noise, steps)
+            if inner == 0:
+                first = metrics
+        metrics = {
+            **metrics,
+            "ratio_first": first["ratio"],
+            **_reward_metrics(table, usable),
+        }
+        return {**states, "dit": state}, metrics, _gallery(scored, table, plan.group)
+
+    return Phase("dit", _requests(plan, setup), update)
+
+
+def noise_levels(plan: RlPlan) -> tuple[np.ndarray, np.ndarray]:
+    """Noise level of every step, and the steps that are trained.
+
+    Without a window every step is stochastic and the first 99 % of them are trained: the last one
+    has almost no noise left.
+    """
+    count = plan.draw.steps
+    if plan.window == (0, 0):
+        return np.full(count, plan.noise, np.float32), np.arange(max(1, int(0.99 * count)))
+    begin, end = plan.window
+    if not 0 <= begin < end <= count:
+        raise ValueError(f"window {plan.window} does not lie inside the {count} steps")
+    levels = np.zeros(count, np.float32)
+    levels[begin:end] = plan.noise
+    return levels, np.arange(begin, end)
+
+
+def stream_of(requests: Sequence[Request], streams: Sequence[Stream]) -> Stream:
+    """The stream a batch came from: the one with its scenarios."""
+    found = {r.meta["item"].scenario for r in requests}
+    for stream in streams:
+        if found <= set(stream.scenarios):
+            return stream
+    raise ValueError(f"no stream has the scenarios {sorted(found)}")
+
+
+def _params(setup: Setup, states: States) -> Params:
+    return Params(*(params_of(setup, states, tree) for tree in Params._fields))
+
+
+def _score(plan: RlPlan, setup: Setup, requests, images, thinking, key: Key):
+    """Samples, rewards [B, G] and which groups count."""
+    scored = rollout.samples(setup.parts, requests, plan.group, images, thinking)
+    seed = int(jax.random.randint(jax.random.fold_in(key, 2), (), 0, 2**31 - 1))
+    values, floor = rewards.score(scored, plan.rewards, seed=seed)
+    valid = np.asarray([s.valid for s in scored])
+    return scored, *rollout.settle(values, valid, group=plan.group, floor=floor)
+
+
+def _reward_metrics(table: np.ndarray, usable: np.ndarray) -> dict[str, float]:
+    spread = table.std(axis=1)
+    return {
+        "reward": float(table.mean()),
+        "reward_best": float(table.max(axis=1).mean()),
+        "flat_groups": float((spread < 1e-6).mean()),
+        "dropped_groups": float(1 - usable.mean()),
+    }
+
+
+def _gallery(scored, table: np.ndarray, group: int) -> Gallery:
+    """The first three groups, at most six of each."""
+    rows = [b * group + g for b in range(min(3, len(table))) for g in range(min(group, 6))]
+    captions = [
+        logs.caption(scored[i].request.prompt, scored[i].instruction, float(table.flat[i]))
+        for i in rows
+    ]
+    return Gallery([scored[i].image for i in rows], captions)
+
+
+def _shape(setup: Setup) -> Shape:
+    return Shape(setup.parts.text, setup.parts.vision, setup.seed)
+
+
+def _requests(plan: RlPlan, setup: Setup):
+    shape = _shape(setup)
+    data = [batches.request_stream(s, shape, size=plan.prompts) for s in plan.streams]
+    return batches.mixed(data, [s.weight for s in plan.streams])
+
+
+PHASES = {
+    "vae_sft": _vae,
+    "text_sft": _text,
+    "flow_sft": _flow,
+    "mllm_grpo": _mllm_grpo,
+    "dit_grpo": _dit_grpo,
+}

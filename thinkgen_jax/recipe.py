@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config file's blocks turned into what the phases take: the one place that reads a ConfigDict.
+
+`load` finds each tree's parameters: random, the shipped assets, or another run (its running average
+where it has one). Nothing below this file knows a ConfigDict.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from thinkgen_jax import checkpoint, parts, sharding
+from thinkgen_jax.data.batches import Stream
+from thinkgen_jax.hf import assets
+from thinkgen_jax.models import presets
+from thinkgen_jax.models.presets import System
+from thinkgen_jax.optim import OptimConfig
+from thinkgen_jax.phases import RlPlan, Setup, SftPlan
+from thinkgen_jax.rollout import Draw
+from thinkgen_jax.sampling.flow import Guidance
+from thinkgen_jax.steps import flow_sft
+from thinkgen_jax.steps import state as learning
+from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
+from thinkgen_jax.steps.mllm_grpo import MllmGrpoConfig
+from thinkgen_jax.steps.state import Learner
+from thinkgen_jax.steps.vae_sft import VaeLoss
+from thinkgen_jax.structs import Params, States, Tree
+
+CURVES = ("loss", "reward", "kl", "psnr", "entropy", "grad_norm")
+LEARNS = {
+    "vae_sft": "vae",
+    "text_sft": "mllm",
+    "flow_sft": "dit",
+    "mllm_grpo": "mllm",
+    "dit_grpo": "dit",
+}
+
+
+def plain(config: ConfigDict) -> dict:
+    """The resolved config as JSON-able dicts and lists."""
+    return json.loads(config.to_json_best_effort())
+
+
+def system_of(config: ConfigDict) -> System:
+    """The preset, with the config's changes to it."""
+    system = presets.get(config.model)
+    if config.prepad is not None:
+        system = dataclasses.replace(
+            system, dit=dataclasses.replace(system.dit, num_prepad=config.prepad)
+        )
+    if config.get("dit_condition"):
+        dit = dataclasses.replace(system.dit, condition_dim=config.dit_condition, num_prepad=0)
+        system = dataclasses.replace(system, dit=dit)
+    return system
+
+
+def load(config: ConfigDict, log) -> tuple[Setup, States]:
+    """Builds the system and finds its parameters.
+
+    Raises:
+      ValueError: when a source is missing or does not fit, naming the config key.
+    """
+    system = system_of(config)
+    built = parts.build(system, assets.load_text(parts.ASSETS, system))
+    learned = {LEARNS[name] for name, _ in config.phases}
+    needed = learned | {"vae", "mllm", "dit"} if _is_rl(config) else learned | _frozen(config)
+    trees = {tree: tree_params(config, system, tree, log) for tree in sorted(needed)}
+    learners = {tree: learner(config, tree) for tree in learned}
+    references = {}
+    if _is_rl(config):
+        # Copies: the states' own arrays are donated at the first update.
+        references = {t: jax.tree.map(jnp.copy, trees[t]) for t in learned}
+    states = {tree: learning.create(trees[tree], learners[tree]) for tree in sorted(learned)}
+    frozen = {tree: params for tree, params in trees.items() if tree not in learned}
+    return Setup(built, frozen, references, learners, config.seed), states
+
+
+def tree_params(config: ConfigDict, system: System, tree: str, log) -> Tree:
+    """Parameters of one tree from where `config.start` says."""
+    source = config.start[tree]
+    key = jax.random.fold_in(jax.random.key(config.seed), sum(tree.encode()))
+    if source == "random":
+        params = parts.random_params(system, tree, key)
+    elif source == "assets":
+        shapes = parts.shapes(system, tree)
+        params = assets.load_tree(parts.ASSETS, system, tree, shapes=shapes)
+    else:
+        params = _from_run(config, system, tree, source)
+    if tree == "dit":
+        params = _reinit(config, system, params, key)
+        if config.get("dit_condition"):
+            table = jax.random.normal(key, (system.mllm.vocab_size, config.dit_condition))
+            params = {**params, flow_sft.EMBED: {"embedding": table}}
+    log.info("%s: %s (%d parameters)", tree, source, _count(params))
+    mesh = jax.sharding.get_mesh()
+    return jax.device_put(params, sharding.infer(params, mesh))
+
+
+def _from_run(config: ConfigDict, system: System, tree: str, source: str) -> Tree:
+    """Reads a tree from a run: its running average if it has one."""
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(
+            f"config.start.{tree}={source}: no such run; train it first, e.g. "
+            f"python -m thinkgen_jax.train --config=configs/{path.name.split('-')[0]}.py"
+        )
+    names = checkpoint.describe(path)
+    kind = "ema" if any(name.startswith(f"{tree}/ema/") for name in names) else "params"
+    found = checkpoint.restore_subtree(path, [f"{tree}/{kind}"])[f"{tree}/{kind}"]
+    found = {k: v for k, v in found.items() if k != flow_sft.EMBED}
+    if tree == "dit" and config.reinit:
+        return found
+    _compare(found, parts.shapes(system, tree), f"config.start.{tree}={source}")
+    return found
+
+
+def _reinit(config: ConfigDict, system: System, params: Tree, key: jax.Array) -> Tree:
+    """Fresh values for parameters that match `config.reinit`, or that the source does not have."""
+    if not config.reinit:
+        return params
+    fresh = parts.random_params(system, "dit", key)
+    flat = dict(_flat(params))
+    hits = 0
+
+    def pick(path, leaf):
+        nonlocal hits
+        name = sharding.path_name(path)
+        if any(re.search(pattern, name) for pattern in config.reinit):
+            hits += 1
+            return leaf
+        if name not in flat or flat[name].shape != leaf.shape:
+            raise ValueError(f"config.start.dit: {name} is missing or mis-shaped there")
+        return flat[name]
+
+    out = jax.tree_util.tree_map_with_path(pick, fresh)
+    if not hits:
+        raise ValueError(f"config.reinit={config.reinit} matches no parameter")
+    return out
+
+
+def _compare(found: Tree, wanted: Tree, where: str) -> None:
+    a, b = dict(_flat(found)), dict(_flat(wanted))
+    for name in sorted(a.keys() | b.keys()):
+        if name not in a or name not in b or a[name].shape != b[name].shape:
+            sizes = [str(getattr(t.get(name), "shape", "nothing")) for t in (a, b)]
+            raise ValueError(f"{where}: {name} is {sizes[0]} there, {sizes[1]} here")
+
+
+def _flat(tree: Tree) -> Iterator[tuple[str, object]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield sharding.path_name(path), leaf
+
+
+def _count(params: Tree) -> int:
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
+
+
+def _is_rl(config: ConfigDict) -> bool:
+    return any(name.endswith("grpo") for name, _ in config.phases)
+
+
+def _frozen(config: ConfigDict) -> set[str]:
+    names = {name for name, _ in config.phases}
+    if "flow_sft" not in names:
+        return set()
+    return {"vae"} if config.get("dit_condition") else {"vae", "mllm"}
+
+
+# --- blocks ---
+
+
+def learner(config: ConfigDict, tree: str) -> Learner:
+    """The optimizer block of a tree."""
+    block = dict(config.optim[tree])
+    accumulate = block.pop("accumulate")
+    return Learner(OptimConfig(**_tuples(block)), f"optim.{tree}", accumulate)
+
+
+def plans(config: ConfigDict) -> Iterator[tuple[str, SftPlan | RlPlan]]:
+    """The plan of every phase of the schedule."""
+    for name in dict.fromkeys(name for name, _ in config.phases):
+        if name not in config.plans:
+            raise ValueError(f"config.phases names {name!r}, config.plans has no such block")
+        yield name, plan(config.plans[name])
+
+
+def plan(block: ConfigDict) -> SftPlan | RlPlan:
+    """One `config.plans` block as a record."""
+    values = _tuples(dict(block))
+    values["streams"] = tuple(
+        Stream(**{**dict(s), "scenarios": dict(s["scenarios"])}) for s in _in_order(block.streams)
+    )
+    if "batch" in values:
+        if "loss" in values:
+            values["loss"] = VaeLoss(**dict(block.loss))
+        if "wrong" in values:
+            values["wrong"] = dict(block.wrong)
+        return SftPlan(**values)
+    draw = dict(block.draw)
+    draw["guidance"] = Guidance(**dict(block.draw.guidance))
+    values["draw"] = Draw(**draw)
+    values["rewards"] = dict(block.rewards)
+    if "token" in values:
+        values["token"] = MllmGrpoConfig(**dict(block.token))
+    if "path" in values:
+        values["path"] = DitGrpoConfig(guidance=draw["guidance"], **dict(block.path))
+    return RlPlan(**values)
+
+
+def _in_order(streams: Mapping) -> list:
+    return [streams[name] for name in sorted(streams)]
+
+
+def _tuples(block: dict) -> dict:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
+
+
+# --- evaluation ---
+
+
+def evaluation(
+    config: ConfigDict, setup: Setup, states: States, workdir: Path, when: str
+) -> dict[str, np.ndarray]:
+    """Scores on held-out prompts, kept in `<workdir>/<when>.json` so that a resumed run has them."""
+    if not config.evaluate.count:
+        return {}
+    path = workdir / f"{when}.json"
+    if path.exists():
+        return {k: np.asarray(v) for k, v in json.loads(path.read_text()).items()}
+    params = Params(
+        *(states[t].params if t in states else setup.frozen[t] for t in Params._fields)
+    )
+    from thinkgen_jax.bench import miniature
+
+    scores = miniature.sampled(
+        setup.parts,
+        params,
+        scenarios=tuple(config.evaluate.scenarios),
+        count=config.evaluate.count,
+        workdir=workdir,
+        when=when,
+    )
+    path.write_text(json.dumps({k: np.asarray(v).tolist() for k, v in scores.items()}))
+    return scores

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DiT-GRPO (Flow-GRPO): the update of stage 5 on sampled denoising paths, one term per step.
+
+* Each (sample, step) is one action; its log-probability is the mean over latent elements, so the clip
+  range is tiny (1e-4).
+* The KL term is mean((mean - reference mean)²) / (2 s²) with s the diffusion, without the time step.
+* Gradients are summed over the trained steps one after the other: memory is that of one step.
+
+Source: flow_grpo@ac4c86e (loss, constants); paper 4 (SepGRPO).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from thinkgen_jax.models.dit import Dit
+from thinkgen_jax.sampling import flow, sde
+from thinkgen_jax.sampling.flow import Guidance
+from thinkgen_jax.steps import grpo
+from thinkgen_jax.steps.state import Learner, apply, gradient
+from thinkgen_jax.structs import Condition, Trajectory, Tree, TrainState
+
+METRICS = ("kl", "ratio", "clipped", "drift")
+
+
+@dataclass(frozen=True)
+class DitGrpoConfig:
+    """Constants of the path objective.
+
+    Attributes:
+      clip: ratio bounds 1 ± clip.
+      kl: weight of the KL term; 0 needs no reference pass.
+      advantage_limit: advantages are clipped to ± this.
+      kernel: stochastic step, a key of `sde.KERNELS`.
+      guidance: scales of rollout and training; the negative branch carries no gradient.
+    """
+
+    clip: float = 1e-4
+    kl: float = 0.04
+    advantage_limit: float = 5.0
+    kernel: str = "flow_sde"
+    guidance: Guidance = flow.NO_GUIDANCE
+
+
+def make_logprobs(dit: Dit, cfg: DitGrpoConfig):
+    """Builds the jitted (params, trajectory, negative, noise, steps) -> old log-probs [J', B].
+
+    `steps` are the indices of the trained transitions, J' of them.
+    """
+
+    @jax.jit
+    def logprobs(params: Tree, path: Trajectory, negative, noise, steps: Int[Array, "J"]):
+        def one(step):
+            return _replay(dit, params, path, negative, noise, step, cfg)[0]
+
+        return jax.lax.map(one, steps)
+
+    return logprobs
+
+
+def make_step(dit: Dit, learner: Learner, cfg: DitGrpoConfig):
+    """Builds the jitted, donating `grpo_step`.
+
+    (state, reference params or None, trajectory, negative, noise levels [J], steps [J']) ->
+    (state, metrics). `trajectory.old` is [J', B], a row per trained step.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def grpo_step(
+        state: TrainState,
+        reference: Tree | None,
+        path: Trajectory,
+        negative: Condition | None,
+        noise: Float[Array, "J"],
+        steps: Int[Array, "J2"],
+    ):
+        def one(carry, xs):
+            step, old = xs
+
+            def loss(params: Tree, part):
+                return step_loss(dit, params, reference, part, noise, path.times, step, cfg)
+
+            batch = (_rows_first(path), negative, old)
+            new = gradient(state.params, loss, batch, learner)
+            return jax.tree.map(jnp.add, carry, new), None
+
+        nothing = {name: jnp.zeros(()) for name in METRICS}
+        zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), nothing)
+        total, _ = jax.lax.scan(one, zero, (steps, path.old))
+        return apply(state, *jax.tree.map(lambda x: x / steps.shape[0], total), learner)
+
+    return grpo_step
+
+
+def step_loss(dit, params, reference, part, noise, times, step, cfg: DitGrpoConfig):
+    """Summed objective of one denoising step over a micro-batch; see `state.Loss`."""
+    path, negative, old = part
+    path = path._replace(latents=jnp.moveaxis(path.latents, 0, 1), times=times)
+    new, mean, diffusion = _replay(dit, params, path, negative, noise, step, cfg)
+    limit = cfg.advantage_limit
+    loss, ratio, clipped = grpo.surrogate(
+        new, old, jnp.clip(path.advantages, -limit, limit), clip_low=cfg.clip, clip_high=cfg.clip
+    )
+    kl = jnp.zeros_like(loss)
+    if reference is not None:
+        _, other, _ = _replay(dit, reference, path, negative, noise, step, cfg)
+        mask = (path.target.segments > 0)[..., None].astype(jnp.float32)
+        gap = jnp.square(mean - jax.lax.stop_gradient(other)) * mask
+        kl = jnp.sum(gap, axis=(1, 2)) / (jnp.sum(mask, axis=(1, 2)) * mean.shape[-1])
+        kl = kl / (2 * jnp.square(diffusion))
+        loss = loss + cfg.kl * kl
+    extra = {
+        "kl": jnp.sum(kl),
+        "ratio": jnp.sum(ratio),
+        "clipped": jnp.sum(clipped),
+        "drift": jnp.sum(jnp.abs(new - old)),
+    }
+    return jnp.sum(loss), jnp.float32(loss.shape[0]), extra
+
+
+def _replay(dit, params, path: Trajectory, negative, noise, step, cfg: DitGrpoConfig):
+    passes = cfg.guidance.passes(0, 1, path.references is not None)
+    conditions = flow.conditions_for(passes, path.condition, negative)
+    return sde.replay(
+        dit,
+        params,
+        path.latents,
+        step,
+        path.target,
+        conditions,
+        path.references,
+        path.times,
+        noise,
+        guidance=cfg.guidance,
+        kernel=cfg.kernel,
+    )
+
+
+def _rows_first(path: Trajectory) -> Trajectory:
+    """Every leaf leading with the batch axis; what is not per row is left out."""
+    empty = jnp.zeros((path.latents.shape[1], 0))
+    return path._replace(latents=jnp.moveaxis(path.latents, 0, 1), times=empty, old=empty)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised flow matching: align, pretrain and finetune, and the DiT's preparation.
+
+x_t = t · data + (1 - t) · noise, target u = data - noise, squared error summed over all latent elements
+of the global batch and divided by their number: large pictures weigh more, as in the release.
+
+* The MLLM is frozen; its states behind the empty thought are the condition.
+* Before a connector exists (`text_embed` in the tree) a plain learned text embedding conditions.
+
+Source: OmniGen2 training code (loss, time sampling); stages: paper 4.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from thinkgen_jax.models import vgi
+from thinkgen_jax.models.dit import Dit
+from thinkgen_jax.sampling import flow
+from thinkgen_jax.steps.encode import Encoder
+from thinkgen_jax.steps.state import Learner, learn
+from thinkgen_jax.structs import Condition, FlowBatch, Key, Packed, Tree, TrainState
+
+EMBED = "text_embed"  # subtree of the plain conditioner
+
+
+def matching_loss(
+    dit: Dit,
+    params: Tree,
+    target: Packed,
+    condition: Condition,
+    references: Packed | None,
+    t,
+    noise,
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of squared velocity errors over the valid latent elements, and their number."""
+    time = t[:, None, None]
+    x = time * target.tokens + (1 - time) * noise
+    u = dit.apply({"params": params}, target._replace(tokens=x), t, condition, references)
+    mask = (target.segments > 0)[..., None].astype(jnp.float32)
+    error = jnp.square(u.astype(jnp.float32) - (target.tokens - noise)) * mask
+    return jnp.sum(error), jnp.sum(mask) * target.tokens.shape[-1]
+
+
+def make_step(dit: Dit, encoder: Encoder, learner: Learner, *, shift: float | None):
+    """Builds the jitted, donating update (state, frozen, batch, key) -> (state, metrics).
+
+    `frozen` is {"mllm": params or None, "vae": params}; the state's tree is the DiT's, with a
+    `text_embed` beside it where the plain conditioner is in use.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, frozen: Tree, batch: FlowBatch, key: Key):
+        target = encoder.pixels_to_tokens(frozen["vae"], batch.pixels)
+        references = encoder.references_to_tokens(frozen["vae"], batch.references)
+        plain = EMBED in state.params
+        condition = None if plain else encoder.condition(frozen["mllm"], batch.prompt)
+        rows, tokens = target.tokens.shape[:2]
+        time_key, noise_key = jax.random.split(key)
+        t = flow.training_times(time_key, rows, tokens=tokens, shift=shift)
+        noise = jax.random.normal(noise_key, target.tokens.shape)
+        text = (batch.prompt.ids, batch.prompt.segments) if plain else None
+
+        def loss(params: Tree, part):
+            target, condition, references, t, noise, text = part
+            if plain:
+                condition = vgi.embed(params[EMBED], *text)
+            params = {k: v for k, v in params.items() if k != EMBED}
+            total, count = matching_loss(dit, params, target, condition, references, t, noise)
+            return total, count, {}
+
+        return learn(state, loss, (target, condition, references, t, noise, text), learner)
+
+    return step

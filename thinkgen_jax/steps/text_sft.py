@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised next-token learning: what gives a small MLLM its manners, with or without pictures.
+
+The loss is cross-entropy summed over the weighted tokens of the global batch and divided by the sum of
+their weights. Log-probabilities come from the function that reinforcement uses.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from thinkgen_jax.models.mllm import Mllm
+from thinkgen_jax.sampling import decode
+from thinkgen_jax.steps.state import Learner, learn
+from thinkgen_jax.structs import Prompt, TextBatch, Tree, TrainState
+
+
+def make_step(mllm: Mllm, learner: Learner):
+    """Builds the jitted, donating update (state, batch) -> (state, metrics)."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, batch: TextBatch):
+        def loss(params: Tree, part):
+            prompt, weights = rows_last(part[0]), part[1]
+            logprobs = decode.logprobs(mllm, params, prompt)
+            count = jnp.sum(weights)
+            return -jnp.sum(logprobs * weights), count, {}
+
+        return learn(state, loss, (rows_first(batch.prompt), batch.weights), learner)
+
+    return step
+
+
+def rows_first(prompt: Prompt) -> Prompt:
+    """Positions as [B, 3, T], so that every leaf leads with the batch axis."""
+    return prompt._replace(positions=jnp.moveaxis(prompt.positions, 0, 1))
+
+
+def rows_last(prompt: Prompt) -> Prompt:
+    """Inverse of `rows_first`."""
+    return prompt._replace(positions=jnp.moveaxis(prompt.positions, 1, 0))

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains: `python -m thinkgen_jax.train --config=configs/sepgrpo.py`.
+
+The same line again goes on from the last commit; a finished run prints its report. Every stage is a
+config; what a step does is in `phases.py`.
+
+* One commit holds all learning trees, their optimizers and averages, the place in every data stream
+  and the step; a run that is killed and resumed ends with the same bits as one that was not.
+* A step with NaN is skipped and counted; Ctrl-C commits and says how to go on.
+"""
+
+import json
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from thinkgen_jax import cache, checkpoint, logs, phases, recipe, report, sharding
+from thinkgen_jax.phases import Phase, Setup
+from thinkgen_jax.steps import state as learning
+from thinkgen_jax.structs import States
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; default runs/<config>-<argument>.")
+SEED = flags.DEFINE_integer("seed", None, "Overrides config.seed.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Run that every tree starts from, instead of config.start."
+)
+FRESH = flags.DEFINE_bool("fresh", False, "Move an existing run aside and start over.")
+
+SHOWN = ("phase", "loss", "reward", "kl", "skipped")
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    try:
+        run(CONFIG.value)
+    except ValueError as err:
+        print(f"error: {err}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run(config: ConfigDict) -> Path:
+    """Trains one config to its end; returns the run's folder.
+
+    Raises:
+      ValueError: for anything a user can put right; nothing already done is lost.
+    """
+    with config.unlocked():
+        config.seed = config.seed if SEED.value is None else SEED.value
+        if CHECKPOINT.value is not None:
+            config.start = {tree: CHECKPOINT.value for tree in config.start}
+    workdir = Path(WORKDIR.value or default_workdir(config))
+    checkpoint.ensure_space(workdir, 0)
+    prepare(workdir, config, fresh=FRESH.value)
+    cache.enable()
+    log = logs.setup(workdir)
+    mesh = sharding.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saves:
+        if (saves.latest_step or 0) >= config.steps:
+            log.info("finished: %s", workdir / "report.md")
+            return workdir
+        setup, states = recipe.load(config, log)
+        built = {name: phases.build(name, plan, setup) for name, plan in recipe.plans(config)}
+        checkpoint.ensure_space(
+            workdir, checkpoint.nbytes(states) * (config.checkpoint.keep + 2)
+        )
+        start = 0
+        if saves.latest_step is not None:
+            start, states = resume(saves, states, built)
+            log.info("resumed at step %d of %d", start, config.steps)
+        before = recipe.evaluation(config, setup, states, workdir, "before")
+        states = loop(config, workdir, saves, setup, states, built, start)
+        after = recipe.evaluation(config, setup, states, workdir, "after")
+    write_report(config, workdir, before, after)
+    log.info("report: %s", workdir / "report.md")
+    return workdir
+
+
+def loop(
+    config: ConfigDict,
+    workdir: Path,
+    saves: checkpoint.Checkpoints,
+    setup: Setup,
+    states: States,
+    built: dict[str, Phase],
+    start: int,
+) -> States:
+    """Steps `start` to `config.steps`, committing on the way and at the end."""
+    stop = _on_interrupt()
+    guard = Guard(config.limit_skipped)
+    root = jax.random.key(config.seed)
+    with logs.Writer(workdir, start=start, total=config.steps, shown=SHOWN) as writer:
+        for step in range(start, config.steps):
+            name = phases.at(step, config.phases)
+            phase = built[name]
+            writer.describe(name)
+            begun = time.monotonic()
+            states, metrics, gallery = phase.update(
+                states, next(phase.data), jax.random.fold_in(root, step)
+            )
+            done = step + 1
+            writer.scalars(done, {**metrics, "step_seconds": time.monotonic() - begun}, name)
+            guard.see(done, metrics)
+            if gallery is not None and done % config.log.images == 0:
+                writer.images(done, name, *gallery)
+            if done % config.checkpoint.every == 0 or done == config.steps or stop():
+                guard.settle()
+                writer.flush()
+                save(saves, done, states, built, config)
+            if stop():
+                saves.wait()
+                raise SystemExit(f"stopped at step {done}; the same command goes on from there")
+    saves.wait()
+    return states
+
+
+class Guard:
+    """Counts skipped steps one step late, so that the loop never waits for the device."""
+
+    def __init__(self, limit: int):
+        self.limit, self.row, self.pending = limit, 0, None
+
+    def see(self, step: int, metrics: dict) -> None:
+        """Takes a step's metrics and reads those of the step before."""
+        self.settle()
+        self.pending = (step, metrics.get("skipped", 0.0))
+
+    def settle(self) -> None:
+        """Reads what is pending.
+
+        Raises:
+          ValueError: after too many skipped steps in a row.
+        """
+        if self.pending is None:
+            return
+        (step, skipped), self.pending = self.pending, None
+        self.row = self.row + 1 if float(skipped) > 0 else 0
+        if self.row >= self.limit:
+            raise ValueError(
+                f"step {step}: {self.row} steps in a row had NaN or infinity in loss or gradient "
+                f"(config.limit_skipped); the last commit is good"
+            )
+
+
+def save(
+    saves: checkpoint.Checkpoints,
+    step: int,
+    states: States,
+    built: dict[str, Phase],
+    config: ConfigDict,
+) -> None:
+    """Starts one commit of everything that a resumed run needs."""
+    data = {name: phase.data.get_state() for name, phase in built.items()}
+    finite = checkpoint.is_finite({k: s.params for k, s in states.items()})
+    meta = {"config": recipe.plain(config), "preset": config.model}
+    saves.save(step, states, data=data, meta=meta, finite=finite)
+
+
+def resume(
+    saves: checkpoint.Checkpoints, states: States, built: dict[str, Phase]
+) -> tuple[int, States]:
+    """Reads the latest commit into the structure of fresh states and sets the data streams."""
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), states
+    )
+    commit = saves.restore(saves.latest_step, abstract)
+    for name, phase in built.items():
+        phase.data.set_state(commit.data[name])
+    return commit.step, commit.state
+
+
+def prepare(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
+    """Writes config.json, or checks that the run in this folder has the same config.
+
+    Raises:
+      ValueError: when the config changed, listing what.
+    """
+    path = workdir / "config.json"
+    if fresh and path.exists():
+        aside = workdir.with_name(f"{workdir.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        shutil.move(workdir, aside)
+        workdir.mkdir(parents=True)
+    new = json.loads(json.dumps(recipe.plain(config)))
+    if path.exists():
+        old = report.flatten(json.loads(path.read_text()))
+        now = report.flatten(new)
+        changed = [k for k in sorted(old.keys() | now.keys()) if old.get(k) != now.get(k)]
+        if changed:
+            rows = "".join(f"\n  {k}: {old.get(k)!r} -> {now.get(k)!r}" for k in changed[:20])
+            raise ValueError(
+                f"--workdir={workdir} holds a run of another config; choose another folder or "
+                f"--fresh:{rows}"
+            )
+        return
+    path.write_text(json.dumps(new, indent=2) + "\n")
+
+
+def default_workdir(config: ConfigDict) -> Path:
+    """runs/<config>-<preset>: no time stamp, so that the same line resumes."""
+    return Path("runs") / f"{config.name}-{config.model}"
+
+
+def write_report(config: ConfigDict, workdir: Path, before: dict, after: dict) -> None:
+    """Writes report.md with curves and the before/after table."""
+    rows = logs.read_metrics(workdir)
+    names = sorted({k for row in rows for k in row if k.split("/")[-1] in recipe.CURVES})
+    report.write(
+        workdir,
+        title=f"{config.name} ({config.model})",
+        config=recipe.plain(config),
+        rows=rows,
+        names=names,
+        tables=[("Held-out prompts", report.before_after(before, after))] if before else [],
+    )
+
+
+def _on_interrupt():
+    """Turns Ctrl-C and SIGTERM into a question asked between steps; a second one ends at once."""
+    asked = []
+
+    def handle(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    try:
+        signal.signal(signal.SIGINT, handle)
+        signal.signal(signal.SIGTERM, handle)
+    except ValueError:  # not the main thread: the caller's handlers stay
+        pass
+    return lambda: bool(asked)
+
+
+if __name__ == "__main__":
+    app.run(main)
