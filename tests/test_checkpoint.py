@@ -34,7 +34,7 @@ def make_state(seed: int, width: int = 8) -> States:
         return TrainState(jnp.int32(seed), params, opt_state, params if ema else None)
 
     keys = jax.random.split(jax.random.key(seed))
-    return States(one(keys[0], True), one(keys[1], False))
+    return {"mllm": one(keys[0], True), "dit": one(keys[1], False)}
 
 
 def abstract_of(tree):
@@ -127,14 +127,14 @@ def test_subtrees_load_alone(run):
     names = ("dit/params", "mllm/ema/layers/q")
     for path in (run, run / "checkpoints", run / "checkpoints" / "20"):
         got = checkpoint.restore_subtree(path, names)
-        assert_same(got["dit/params"], want.dit.params)
-        assert_same(got["mllm/ema/layers/q"], want.mllm.ema["layers"]["q"])
-    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), want.dit.params)
+        assert_same(got["dit/params"], want["dit"].params)
+        assert_same(got["mllm/ema/layers/q"], want["mllm"].ema["layers"]["q"])
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), want["dit"].params)
     got = checkpoint.restore_subtree(run, ("dit/params",), {"dit/params": half})["dit/params"]
-    kernel = want.dit.params["layers"]["q"]["kernel"]
+    kernel = want["dit"].params["layers"]["q"]["kernel"]
     np.testing.assert_array_equal(got["layers"]["q"]["kernel"], kernel.astype(jnp.bfloat16))
     older = checkpoint.restore_subtree(run / "checkpoints" / "10", ("mllm/params",))
-    assert_same(older["mllm/params"], make_state(1).mllm.params)
+    assert_same(older["mllm/params"], make_state(1)["mllm"].params)
     with pytest.raises(ValueError, match="holds no 'dit/ema'"):
         checkpoint.restore_subtree(run, ("dit/ema",))
 
@@ -157,10 +157,10 @@ def test_other_dims_are_refused_with_both_shapes(run):
         "7 arrays" in text and "and 2 more" in text
     )  # kernels of params, mu, nu twice and one EMA
     with pytest.raises(ValueError, match=r"dit/params/layers/q/kernel: saved \(4, 8, 16\)"):
-        checkpoint.restore_subtree(run, ("dit/params",), {"dit/params": wider.dit.params})
+        checkpoint.restore_subtree(run, ("dit/params",), {"dit/params": wider["dit"].params})
     want = abstract_of(make_state(2))
-    more = want._replace(dit=want.dit._replace(ema=want.dit.params))
-    less = want._replace(mllm=want.mllm._replace(ema=None))
+    more = {**want, "dit": want["dit"]._replace(ema=want["dit"].params)}
+    less = {**want, "mllm": want["mllm"]._replace(ema=None)}
     with Checkpoints(run) as ckpt:
         with pytest.raises(ValueError, match="dit/ema/layers/q/bias: saved absent"):
             ckpt.restore(20, more)
