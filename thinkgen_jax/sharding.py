@@ -31,6 +31,8 @@ ACT_RULES = {
 # query heads, 7 key/value heads and width 2520 no power of two past 8 divides.
 PLANE = ("fsdp", "tensor")
 PARAM_RULES: tuple[tuple[str, P], ...] = (
+    # gains and biases, stacked or not
+    (r"/(scale|bias|norm)$", P()),
     # mllm: decoder
     (r"embed_tokens/embedding$", P("tensor", "fsdp")),  # [V, D]
     (r"lm_head/kernel$", P("fsdp", "tensor")),  # [D, V]

@@ -2,6 +2,7 @@
 """The vision tower against the official network's numbers, and its invariants."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,12 @@ MERGE2 = qwen.CFG.vision.spatial_merge_size**2
 
 
 def tower(patches, cfg=qwen.CFG.tower, params=None):
-    params = qwen.params()["visual"] if params is None else params
-    return jax.jit(lambda x: VisionTower(cfg).apply({"params": params}, x))(patches)
+    return run(cfg, qwen.params()["visual"] if params is None else params, patches)
+
+
+@partial(jax.jit, static_argnums=0)
+def run(cfg, params, patches):
+    return VisionTower(cfg).apply({"params": params}, patches)
 
 
 def flat(x, patches, ratio=1):

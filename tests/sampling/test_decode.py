@@ -2,6 +2,7 @@
 """Writing and scoring: official sequences, and what must agree with what."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,19 @@ TEXT = Mllm(
         initializer_range=0.2,
     )
 )
-PARAMS = init_params(TEXT.cfg, jax.random.key(0))
+PARAMS = jax.jit(lambda key: init_params(TEXT.cfg, key))(jax.random.key(0))
 KEY = jax.random.key(7)
 
 
-def text(*rows):
-    """Right-padded rows of ids."""
-    total = max(map(len, rows))
+@partial(jax.jit, static_argnums=0)
+def read(mllm, params, prompt):
+    """Residual streams of the last two layers and logits of one teacher-forced pass."""
+    out = mllm.apply({"params": params}, prompt)
+    return out.taps, mllm.apply({"params": params}, out.hidden, method="logits")
+
+
+def text(*rows, total=6):
+    """Rows of ids, right-padded with junk."""
     ids = np.full((len(rows), total), 3, np.int32)
     segments = np.zeros_like(ids)
     for b, row in enumerate(rows):
@@ -55,44 +62,28 @@ def test_greedy_equals_official(name):
     np.testing.assert_array_equal(joined.ids, qwen.ARRAYS[f"{name}.sequences"])
     assert not bool(out.stopped[0])
     # The last token was never read by the release.
-    read = MODEL.apply({"params": params}, joined)
-    key = f"{name}.hs_cat"
-    np.testing.assert_allclose(
-        read.taps[:, :-1], qwen.ARRAYS[key], rtol=0, atol=qwen.tolerance(key)
-    )
-    logits = MODEL.apply({"params": params}, read.hidden[:, -count - 1 : -1], method="logits")
-    key = f"{name}.step_logits"
-    np.testing.assert_allclose(logits, qwen.ARRAYS[key], rtol=0, atol=qwen.tolerance(key))
-
-
-def test_rows_of_different_lengths_write_as_alone():
-    rows = ([1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11, 12])
-    settings = dict(max_new_tokens=6, stop_id=-1, temperature=0.0)
-    together = decode.sample(TEXT, PARAMS, text(*rows), KEY, **settings)
-    for b, row in enumerate(rows):
-        alone = decode.sample(TEXT, PARAMS, text(row), KEY, **settings)
-        np.testing.assert_array_equal(together.ids[b], alone.ids[0])
+    taps, logits = read(MODEL, params, joined)
+    for key, got in (("hs_cat", taps[:, :-1]), ("step_logits", logits[:, -count - 1 : -1])):
+        key = f"{name}.{key}"
+        np.testing.assert_allclose(got, qwen.ARRAYS[key], rtol=0, atol=qwen.tolerance(key))
 
 
 def test_greedy_takes_the_likeliest_next_token():
-    """What was written is the argmax of a teacher-forced pass at every place."""
-    prompt = text([1, 2, 3], [5])
-    out = decode.sample(TEXT, PARAMS, prompt, KEY, max_new_tokens=5, stop_id=-1, temperature=0.0)
-    joined = decode.join(prompt, out)
-    hidden = TEXT.apply({"params": PARAMS}, joined).hidden
-    best = jnp.argmax(TEXT.apply({"params": PARAMS}, hidden, method="logits"), axis=-1)
-    for b, count in enumerate((3, 1)):
-        np.testing.assert_array_equal(best[b, count - 1 : count + 4], out.ids[b])
+    """In rows of different lengths, each token is the best of a teacher-forced pass."""
+    prompt = text([1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11, 12])
+    out = decode.sample(TEXT, PARAMS, prompt, KEY, max_new_tokens=6, stop_id=-1, temperature=0.0)
+    best = jnp.argmax(read(TEXT, PARAMS, decode.join(prompt, out))[1], axis=-1)
+    for b, count in enumerate((6, 2, 4)):
+        np.testing.assert_array_equal(best[b, count - 1 : count + 5], out.ids[b])
+    assert len(set(np.asarray(out.ids).ravel().tolist())) > 3
 
 
 def test_end_token_ends_a_row():
     prompt = text([1, 2, 3], [5], [5])
-    free = decode.sample(TEXT, PARAMS, prompt, KEY, max_new_tokens=8, stop_id=-1, group=2)
-    ids = np.asarray(free.ids)
+    run = partial(decode.sample, TEXT, PARAMS, prompt, KEY, max_new_tokens=8, group=2)
+    ids = np.asarray(run(stop_id=-1).ids)
     stop = int(ids[0, 3])
-    out = decode.sample(
-        TEXT, PARAMS, prompt, KEY, max_new_tokens=8, stop_id=stop, group=2, pad_id=23
-    )
+    out = run(stop_id=stop, pad_id=23)
     for b, row in enumerate(ids):
         found = np.flatnonzero(row == stop)
         count = found[0] + 1 if len(found) else 8
@@ -112,14 +103,13 @@ def test_group_equals_repeated_prompts():
     assert len({tuple(row) for row in np.asarray(grouped.ids)[:3].tolist()}) > 1
 
 
-def first_tokens(count, **settings):
+def first_tokens(**settings):
     """Frequencies of the first written token behind one prompt, and the model's logits for it."""
-    prompt = text([1, 2, 3])
+    prompt, count = text([1, 2, 3]), 20_000
     out = decode.sample(
         TEXT, PARAMS, prompt, KEY, max_new_tokens=1, stop_id=-1, group=count, **settings
     )
-    hidden = TEXT.apply({"params": PARAMS}, prompt).hidden[0, -1]
-    logits = np.asarray(TEXT.apply({"params": PARAMS}, hidden, method="logits"), np.float64)
+    logits = np.asarray(read(TEXT, PARAMS, prompt)[1][0, 2], np.float64)
     return np.bincount(np.asarray(out.ids)[:, 0], minlength=len(logits)) / count, logits
 
 
@@ -128,29 +118,30 @@ def softmax(x):
     return e / e.sum()
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_temperature_gives_the_tempered_distribution(temperature):
-    count = 40_000
-    got, logits = first_tokens(count, temperature=temperature)
+    got, logits = first_tokens(temperature=temperature)
     want = softmax(logits / temperature)
-    assert np.all(np.abs(got - want) < 5 * np.sqrt(want * (1 - want) / count) + 1e-4)
+    assert np.all(np.abs(got - want) < 5 * np.sqrt(want * (1 - want) / 20_000) + 1e-4)
 
 
 def test_top_k_and_top_p_cut_the_tail():
-    count = 20_000
-    _, logits = first_tokens(1)
+    got, logits = first_tokens(top_k=3)
     order, p = np.argsort(-logits), softmax(logits)
     kept = order[:3]
-    got, _ = first_tokens(count, top_k=3)
     assert set(np.flatnonzero(got)) == set(kept)
     np.testing.assert_allclose(got[kept], p[kept] / p[kept].sum(), atol=0.02)
     # Just past the share of the two likeliest: a third token is needed.
     share = float(p[order[:2]].sum() + 0.25 * p[order[2]])
-    got, _ = first_tokens(count, top_p=share)
+    got, _ = first_tokens(top_p=share)
     assert set(np.flatnonzero(got)) == set(kept)
     np.testing.assert_allclose(got[kept], p[kept] / p[kept].sum(), atol=0.02)
-    got, _ = first_tokens(100, top_p=1e-6)
-    assert set(np.flatnonzero(got)) == {order[0]}
+
+
+def test_smallest_top_p_keeps_the_likeliest_token():
+    logits = jnp.asarray([[0.0, 2.0, 1.0]] * 50)
+    got = decode._draw(logits, KEY, temperature=1.0, top_p=1e-9, top_k=0)
+    assert set(np.asarray(got).tolist()) == {1}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +153,7 @@ def test_bad_settings_are_refused(bad):
 
 
 def test_join_by_hand():
-    prompt = text([1, 2, 3], [4])
+    prompt = text([1, 2, 3], [4], total=3)
     decoded = Decoded(
         jnp.asarray([[5, 6], [7, 8], [9, 0], [10, 11]]),
         jnp.asarray([[1, 1], [1, 1], [1, 0], [1, 1]]),
@@ -188,8 +179,8 @@ def test_join_keeps_pictures_in_place():
     rows, length = prompt.ids.shape
     more = Decoded(jnp.full((rows, 4), 2), jnp.ones((rows, 4), jnp.int32), jnp.zeros(rows, bool))
     joined = decode.join(prompt, more)
-    want = MODEL.apply({"params": qwen.params()}, prompt).hidden
-    got = MODEL.apply({"params": qwen.params()}, joined).hidden[:, :length]
+    want, _ = read(MODEL, qwen.params(), prompt)
+    got = read(MODEL, qwen.params(), joined)[0][:, :length]
     keep = np.asarray(prompt.segments) > 0
     np.testing.assert_allclose(np.asarray(got)[keep], np.asarray(want)[keep], atol=2e-5)
     assert int(joined.positions[0, 0, -1]) == int(jnp.max(prompt.positions[:, 0])) + 4
@@ -198,13 +189,11 @@ def test_join_keeps_pictures_in_place():
 
 
 def test_logprobs_by_definition():
-    prompt = text([1, 2, 3, 4, 5], [6, 7, 8])
-    temperature = 0.7
-    got = decode.scores(TEXT, PARAMS, prompt, temperature=temperature)
-    hidden = TEXT.apply({"params": PARAMS}, prompt).hidden
-    logits = np.asarray(TEXT.apply({"params": PARAMS}, hidden, method="logits"), np.float64)
+    prompt, temperature = text([1, 2, 3, 4, 5], [6, 7, 8]), 0.7
+    got = jax.jit(lambda p: decode.scores(TEXT, p, prompt, temperature=temperature))(PARAMS)
+    logits = np.asarray(read(TEXT, PARAMS, prompt)[1], np.float64)
     for b, count in enumerate((5, 3)):
-        for t in range(5):
+        for t in range(6):
             if t == 0 or t >= count:
                 assert got.logprobs[b, t] == 0 and got.entropy[b, t] == 0
                 continue
@@ -215,16 +204,21 @@ def test_logprobs_by_definition():
             np.testing.assert_allclose(got.entropy[b, t], -(p * np.log(p)).sum(), atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
-def test_chunked_logprobs_equal_whole_and_so_do_gradients(chunk):
-    prompt = text([1, 2, 3, 4, 5, 6, 7, 8], [6, 7, 8])
+@partial(jax.jit, static_argnums=1)
+def summed_scores(params, chunk):
+    """Sums with their gradients, and the scores."""
+    prompt = text([1, 2, 3, 4, 5, 6, 7, 8], [6, 7, 8], total=8)
 
-    def loss(params, chunk):
+    def loss(params):
         got = decode.scores(TEXT, params, prompt, chunk=chunk)
         return jnp.sum(got.logprobs) + jnp.sum(got.entropy), got
 
-    run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
-    want, got = run(PARAMS, 7), run(PARAMS, chunk)
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_chunked_logprobs_equal_whole_and_so_do_gradients(chunk):
+    want, got = summed_scores(PARAMS, 100), summed_scores(PARAMS, chunk)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5, rtol=1e-4), got, want)
 
 
@@ -234,6 +228,7 @@ def test_sampled_tokens_have_the_probability_they_were_drawn_with():
     out = decode.sample(
         TEXT, PARAMS, prompt, KEY, max_new_tokens=2, stop_id=-1, group=4000, temperature=1.0
     )
-    got = decode.scores(TEXT, PARAMS, decode.join(prompt, out))
-    gap = np.asarray(got.logprobs + got.entropy)[:, 3:]
+    joined = decode.join(prompt, out)
+    got = jax.jit(lambda p: decode.scores(TEXT, p, joined))(PARAMS)
+    gap = np.asarray(got.logprobs + got.entropy)[:, 3:5]
     assert abs(gap.mean()) < 5 * gap.std() / np.sqrt(gap.size)

@@ -34,22 +34,12 @@ class _State(NamedTuple):
     ids: Int[Array, "B T"]
     counts: Int[Array, "B"]  # tokens written up to and including the end token
     stopped: Bool[Array, "B"]
-    last: Int[Array, "B"]
+    hidden: Float[Array, "B D"]  # state that the next token is drawn from
     cache: KVCache
 
 
 @partial(
-    jax.jit,
-    static_argnames=(
-        "mllm",
-        "max_new_tokens",
-        "stop_id",
-        "temperature",
-        "top_p",
-        "top_k",
-        "group",
-        "pad_id",
-    ),
+    jax.jit, static_argnames=("mllm", "max_new_tokens", "temperature", "top_p", "top_k", "group")
 )
 def sample(
     mllm: Mllm,
@@ -58,12 +48,12 @@ def sample(
     key: Key,
     *,
     max_new_tokens: int,
-    stop_id: int,
+    stop_id: int | Int[Array, ""],
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
     group: int = 1,
-    pad_id: int = 0,
+    pad_id: int | Int[Array, ""] = 0,
 ) -> Decoded:
     """Writes up to `max_new_tokens` tokens behind each right-padded prompt.
 
@@ -80,51 +70,49 @@ def sample(
     """
     _check(max_new_tokens, temperature, top_p, top_k, group)
     variables = {"params": params}
-    length = prompt.ids.shape[1]
-    read = mllm.apply(variables, prompt, size=length + max_new_tokens - 1, method="prefill")
+    size = prompt.ids.shape[1] + max_new_tokens
+    read = mllm.apply(variables, prompt, size=size, method="prefill")
     last = jnp.maximum(jnp.sum(prompt.segments > 0, axis=1) - 1, 0)
-    hidden = jnp.take_along_axis(read.hidden, last[:, None, None], axis=1)
+    hidden = jnp.take_along_axis(read.hidden, last[:, None, None], axis=1)[:, 0]
     repeat = partial(jnp.repeat, repeats=group)
     start = repeat(next_position(prompt.positions, prompt.segments), axis=0)
-    cache = KVCache(
-        repeat(read.cache.k, axis=1),
-        repeat(read.cache.v, axis=1),
-        repeat(read.cache.segments, axis=0),
-        read.cache.end,
+    cache = read.cache._replace(
+        k=repeat(read.cache.k, axis=1),
+        v=repeat(read.cache.v, axis=1),
+        segments=repeat(read.cache.segments, axis=0),
     )
-    draw = partial(_draw, temperature=temperature, top_p=top_p, top_k=top_k)
     rows = start.shape[0]
 
-    def write(state: _State, hidden: Float[Array, "B 1 D"]) -> _State:
-        logits = mllm.apply(variables, hidden[:, 0], method="logits")
-        token = draw(logits, jax.random.fold_in(key, state.step)).astype(jnp.int32)
-        token = jnp.where(state.stopped, pad_id, token)
-        ids = jax.lax.dynamic_update_slice(state.ids, token[:, None], (0, state.step))
-        counts = state.counts + ~state.stopped
-        stopped = state.stopped | (token == stop_id)
-        return _State(state.step + 1, ids, counts, stopped, token, state.cache)
-
-    def body(state: _State) -> _State:
-        place = start + state.step - 1
+    def write(state: _State) -> _State:
+        logits = mllm.apply(variables, state.hidden, method="logits")
+        key_now = jax.random.fold_in(key, state.step)
+        token = _draw(logits, key_now, temperature=temperature, top_p=top_p, top_k=top_k)
+        token = jnp.where(state.stopped, pad_id, token.astype(jnp.int32))
         one = Prompt(
-            ids=state.last[:, None],
+            ids=token[:, None],
             segments=jnp.ones((rows, 1), jnp.int32),
-            positions=jnp.broadcast_to(place[None, :, None], (3, rows, 1)),
+            positions=jnp.broadcast_to((start + state.step)[None, :, None], (3, rows, 1)),
         )
         out = mllm.apply(variables, one, state.cache)
-        return write(state._replace(cache=out.cache), out.hidden)
+        return _State(
+            step=state.step + 1,
+            ids=jax.lax.dynamic_update_slice(state.ids, token[:, None], (0, state.step)),
+            counts=state.counts + ~state.stopped,
+            stopped=state.stopped | (token == stop_id),
+            hidden=out.hidden[:, 0],
+            cache=out.cache,
+        )
 
     state = _State(
         step=jnp.zeros((), jnp.int32),
         ids=jnp.full((rows, max_new_tokens), pad_id, jnp.int32),
         counts=jnp.zeros(rows, jnp.int32),
         stopped=jnp.zeros(rows, bool),
-        last=jnp.zeros(rows, jnp.int32),
+        hidden=repeat(hidden, axis=0),
         cache=cache,
     )
-    state = write(state, repeat(hidden, axis=0))
     state = jax.lax.while_loop(
-        lambda s: (s.step < max_new_tokens) & ~jnp.all(s.stopped), body, state
+        lambda s: (s.step < max_new_tokens) & ~jnp.all(s.stopped), write, state
     )
     segments = jnp.arange(max_new_tokens)[None] < state.counts[:, None]
     return Decoded(state.ids, segments.astype(jnp.int32), state.stopped)
