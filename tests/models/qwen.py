@@ -29,6 +29,18 @@ def abstract(cfg: MllmConfig):
     return jax.eval_shape(lambda key: init_params(cfg, key), jax.random.key(0))
 
 
+def random_params(cfg: MllmConfig, scale=0.2):
+    """Parameters of a working size, without compiling an initialiser."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        noise = scale * rng.normal(size=leaf.shape)
+        gain = path[-1].key == "scale"
+        return jnp.asarray(noise + gain, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract(cfg))
+
+
 @lru_cache(maxsize=1)
 def params():
     tensors = load_file(golden_dir() / "qwen3vl_tiny.weights.safetensors")

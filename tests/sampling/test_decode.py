@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.models import qwen
-from thinkgen_jax.models.mllm import Mllm, init_params
+from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.sampling import decode
 from thinkgen_jax.structs import Decoded, Prompt
 
@@ -23,10 +23,9 @@ TEXT = Mllm(
         hidden_size=32,
         vocab_size=24,
         tie_word_embeddings=True,
-        initializer_range=0.2,
     )
 )
-PARAMS = jax.jit(lambda key: init_params(TEXT.cfg, key))(jax.random.key(0))
+PARAMS = qwen.random_params(TEXT.cfg)
 KEY = jax.random.key(7)
 
 
@@ -94,23 +93,25 @@ def test_end_token_ends_a_row():
 
 
 def test_group_equals_repeated_prompts():
-    prompt = qwen.prompt("two_images")
+    prompt = text([1, 2, 3], [5], [7, 8, 9, 10])
     repeated = decode._repeat(prompt, 3)
     settings = dict(max_new_tokens=5, stop_id=-1, temperature=1.0)
-    grouped = decode.sample(MODEL, qwen.params(), prompt, KEY, group=3, **settings)
-    plain = decode.sample(MODEL, qwen.params(), repeated, KEY, **settings)
+    grouped = decode.sample(TEXT, PARAMS, prompt, KEY, group=3, **settings)
+    plain = decode.sample(TEXT, PARAMS, repeated, KEY, **settings)
     np.testing.assert_array_equal(grouped.ids, plain.ids)
     assert len({tuple(row) for row in np.asarray(grouped.ids)[:3].tolist()}) > 1
 
 
-def first_tokens(**settings):
-    """Frequencies of the first written token behind one prompt, and the model's logits for it."""
-    prompt, count = text([1, 2, 3]), 20_000
-    out = decode.sample(
-        TEXT, PARAMS, prompt, KEY, max_new_tokens=1, stop_id=-1, group=count, **settings
-    )
-    logits = np.asarray(read(TEXT, PARAMS, prompt)[1][0, 2], np.float64)
-    return np.bincount(np.asarray(out.ids)[:, 0], minlength=len(logits)) / count, logits
+LOGITS = np.array([0.3, 2.0, -1.0, 1.2, 0.9])
+DRAWS = 20_000
+
+
+def frequencies(**settings):
+    """How often each token of `LOGITS` is drawn."""
+    logits = jnp.broadcast_to(jnp.asarray(LOGITS, jnp.float32), (DRAWS, len(LOGITS)))
+    draw = partial(decode._draw, **{"temperature": 1.0, "top_p": 1.0, "top_k": 0, **settings})
+    drawn = np.asarray(jax.jit(draw)(logits, KEY))
+    return np.bincount(drawn, minlength=len(LOGITS)) / DRAWS
 
 
 def softmax(x):
@@ -120,28 +121,20 @@ def softmax(x):
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_temperature_gives_the_tempered_distribution(temperature):
-    got, logits = first_tokens(temperature=temperature)
-    want = softmax(logits / temperature)
-    assert np.all(np.abs(got - want) < 5 * np.sqrt(want * (1 - want) / 20_000) + 1e-4)
+    got, want = frequencies(temperature=temperature), softmax(LOGITS / temperature)
+    assert np.all(np.abs(got - want) < 5 * np.sqrt(want * (1 - want) / DRAWS))
 
 
 def test_top_k_and_top_p_cut_the_tail():
-    got, logits = first_tokens(top_k=3)
-    order, p = np.argsort(-logits), softmax(logits)
-    kept = order[:3]
-    assert set(np.flatnonzero(got)) == set(kept)
-    np.testing.assert_allclose(got[kept], p[kept] / p[kept].sum(), atol=0.02)
+    p = softmax(LOGITS)
+    want = np.where([0, 1, 0, 1, 1], p, 0) / (p[1] + p[3] + p[4])
     # Just past the share of the two likeliest: a third token is needed.
-    share = float(p[order[:2]].sum() + 0.25 * p[order[2]])
-    got, _ = first_tokens(top_p=share)
-    assert set(np.flatnonzero(got)) == set(kept)
-    np.testing.assert_allclose(got[kept], p[kept] / p[kept].sum(), atol=0.02)
-
-
-def test_smallest_top_p_keeps_the_likeliest_token():
-    logits = jnp.asarray([[0.0, 2.0, 1.0]] * 50)
-    got = decode._draw(logits, KEY, temperature=1.0, top_p=1e-9, top_k=0)
-    assert set(np.asarray(got).tolist()) == {1}
+    for settings in ({"top_k": 3}, {"top_p": float(p[1] + p[3] + 0.2 * p[4])}):
+        got = frequencies(**settings)
+        assert got[0] == got[2] == 0
+        np.testing.assert_allclose(got, want, atol=0.02)
+    assert frequencies(top_p=1e-9)[1] == 1
+    assert frequencies(temperature=0.0)[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -175,16 +168,17 @@ def test_join_by_hand():
 
 
 def test_join_keeps_pictures_in_place():
+    """Two writings per prompt: every copy reads its prompt as the prompt alone is read."""
     prompt = qwen.prompt("two_images")
     rows, length = prompt.ids.shape
-    more = Decoded(jnp.full((rows, 4), 2), jnp.ones((rows, 4), jnp.int32), jnp.zeros(rows, bool))
-    joined = decode.join(prompt, more)
+    ids = jnp.full((2 * rows, 4), 2)
+    joined = decode.join(prompt, Decoded(ids, jnp.ones_like(ids), jnp.zeros(2 * rows, bool)))
     want, _ = read(MODEL, qwen.params(), prompt)
     got = read(MODEL, qwen.params(), joined)[0][:, :length]
-    keep = np.asarray(prompt.segments) > 0
-    np.testing.assert_allclose(np.asarray(got)[keep], np.asarray(want)[keep], atol=2e-5)
+    keep = np.repeat(np.asarray(prompt.segments) > 0, 2, axis=0)
+    np.testing.assert_allclose(np.asarray(got)[keep], np.repeat(want, 2, axis=0)[keep], atol=3e-5)
     assert int(joined.positions[0, 0, -1]) == int(jnp.max(prompt.positions[:, 0])) + 4
-    dropped = np.asarray(prompt.patches.slots) >= length
+    dropped = np.repeat(np.asarray(prompt.patches.slots) >= length, 2, axis=0)
     assert dropped.any() and (np.asarray(joined.patches.slots)[dropped] >= length + 4).all()
 
 

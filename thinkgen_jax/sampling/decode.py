@@ -146,6 +146,7 @@ def _draw(
     return jax.random.categorical(key, logits)
 
 
+@jax.jit
 def join(prompt: Prompt, decoded: Decoded) -> Prompt:
     """Puts each row's writing right behind its prompt, right-padded, positions continued.
 
