@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny system as the fixtures have it: official weights and a tokenizer of 512 tokens."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import jax
@@ -9,15 +10,20 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tests.golden import golden_dir
+from tests.golden import cases, golden_dir
 from thinkgen_jax import parts
 from thinkgen_jax.data.text import END, Text
+from thinkgen_jax.hf import mllm as table
 from thinkgen_jax.hf.assets import TABLES
 from thinkgen_jax.hf.rules import to_jax
 from thinkgen_jax.models import presets
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.structs import Params, Tree
 
+# The fixtures' dimensions, whatever the preset's tokenizer needs.
+SYSTEM = replace(
+    presets.get("tiny"), mllm=table.config_from_hf(cases("qwen3vl_tiny.cases")[1]["config"])
+)
 FILES = {"mllm": "qwen3vl_tiny", "dit": "dit_tiny", "vae": "vae_tiny"}
 
 
@@ -32,15 +38,13 @@ def toy_text(system: System) -> Text:
 
 def golden_tree(name: str) -> Tree:
     """Official weights of one tree of the tiny system."""
-    system = presets.get("tiny")
     tensors = load_file(golden_dir() / f"{FILES[name]}.weights.safetensors")
     tensors.pop("prepad_mask", None)
-    table = TABLES[name](getattr(system, name))
-    return jax.tree.map(jnp.asarray, to_jax(tensors, table, parts.shapes(system, name)))
+    table = TABLES[name](getattr(SYSTEM, name))
+    return jax.tree.map(jnp.asarray, to_jax(tensors, table, parts.shapes(SYSTEM, name)))
 
 
 @lru_cache(maxsize=1)
 def tiny() -> tuple[parts.Parts, Params]:
     """The tiny system and its weights."""
-    system = presets.get("tiny")
-    return parts.build(system, toy_text(system)), Params(*map(golden_tree, parts.TREES))
+    return parts.build(SYSTEM, toy_text(SYSTEM)), Params(*map(golden_tree, parts.TREES))

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.toy import SYSTEM as TINY
 from tests.toy import tiny, toy_text
 from thinkgen_jax import parts
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
-
-TINY = presets.get("tiny")
 
 
 @pytest.fixture(scope="module")

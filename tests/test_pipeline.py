@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests become the official pictures; batches may mix everything; odd input is told."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.golden import assert_golden, cases
+from tests.toy import SYSTEM, tiny, toy_text
+from thinkgen_jax import parts as putting
+from thinkgen_jax import pipeline
+from thinkgen_jax.data import images
+from thinkgen_jax.hf import assets
+from thinkgen_jax.models import presets
+from thinkgen_jax.models.packing import pack_ragged
+from thinkgen_jax.pipeline import ThinkGen, pictures, words
+from thinkgen_jax.pipeline.settings import default
+from thinkgen_jax.sampling import flow
+from thinkgen_jax.sampling.flow import Guidance
+from thinkgen_jax.structs import Decoded, Request
+
+ARRAYS, META = cases("pipeline_tiny")
+CASES = {n: c for n, c in META["cases"].items() if "dpm" not in n and "." not in n}
+CASES = {n: c for n, c in CASES.items() if f"{n}.image" in ARRAYS}
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def released():
+    """The tiny networks under the released system prompt, with room for its template."""
+    _, params = tiny()
+    system = replace(
+        SYSTEM,
+        system_prompt=presets.RELEASED_SYSTEM,
+        max_pixels=1024**2,
+        image_size=(1024, 1024),
+        vision_pixels=(1024, 262_144),
+        prompt_tokens=128,
+    )
+    return putting.build(system, toy_text(system)), params
+
+
+def nhwc(x):
+    return np.moveaxis(x, -3, -1)
+
+
+def scales(case):
+    low, high = case.get("cfg_range", (0.0, 1.0))
+    image = case.get("image_guidance_scale", 1.0)
+    return dict(text=case["text_guidance_scale"], image=image, start=low, end=high)
+
+
+# --- official numbers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pictures_equal_official(name):
+    """Noise and embeddings to pixels: sampler, decoder, resizing and clamping."""
+    parts, params = tiny()
+    noise = nhwc(ARRAYS[f"{name}.latents"])
+    rows, h, w, _ = noise.shape
+    condition, away = (given(name, kind) for kind in ("prompt", "negative"))
+    refs = [nhwc(ARRAYS[k][0]) for k in sorted(ARRAYS) if k.startswith(f"{name}.ref_latents.")]
+    pixels = pictures.draw(
+        parts.dit,
+        parts.vae,
+        params.dit,
+        params.vae,
+        noise,
+        condition,
+        away,
+        pack_ragged([[jnp.asarray(x) for x in refs]] * rows, patch=2, length=128) if refs else None,
+        flow.times(len(ARRAYS[f"{name}.latents_steps"]), latent_pixels=h * w),
+        guidance=Guidance(**scales(CASES[name])),
+    )
+    size = ARRAYS[f"{name}.image"].shape[-2:]
+    resized = np.stack([images.resize_output(picture, size) for picture in np.asarray(pixels)])
+    got = np.clip(resized / 2 + 0.5, 0, 1)
+    assert_golden("pipeline_tiny", f"{name}.image", np.moveaxis(got, -1, 1))
+
+
+def given(name, kind):
+    """The fixture's embeddings of one kind, padded as ours are."""
+    states, mask = ARRAYS[f"{name}.{kind}_embeds"], ARRAYS[f"{name}.{kind}_mask"]
+    return pictures.stack_states([x[:n] for x, n in zip(states, mask.sum(1), strict=True)])
+
+
+def forced(name):
+    """A sampler that writes the fixture's continuation, whatever the MLLM would."""
+    prompt_ids, sequence = ARRAYS[f"{name}.prompt_ids"][0], ARRAYS[f"{name}.sequences"][0]
+
+    def sample(mllm, params, prompt, key, *, max_new_tokens, **_):
+        given = np.asarray(prompt.ids)[0][np.asarray(prompt.segments)[0] > 0]
+        np.testing.assert_array_equal(given, prompt_ids)
+        rest = sequence[len(prompt_ids) :]
+        ids = np.zeros((1, max_new_tokens), np.int32)
+        ids[0, : len(rest)] = rest
+        segments = (np.arange(max_new_tokens) < len(rest))[None].astype(np.int32)
+        return Decoded(jnp.asarray(ids), jnp.asarray(segments), jnp.ones(1, bool))
+
+    return sample
+
+
+def official_request(name):
+    case = CASES[name]
+    refs = tuple(ARRAYS[k] for k in sorted(ARRAYS) if k.startswith(f"{name}.ref_image."))
+    size = None if refs else (case["height"], case["width"])
+    return Request(case["prompt"], refs, think=bool(case.get("think")), size=size)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_conditions_equal_official(released, monkeypatch, name):
+    """Prompt to embeddings: templates, pixels, forced thought, marker rule, dropped last token."""
+    parts, params = released
+    if CASES[name].get("think"):
+        monkeypatch.setattr(words.decode, "sample", forced(name))
+    request = official_request(name)
+    (reading,) = words.read(parts, params.mllm, [request], default(parts.system))
+    assert_golden("pipeline_tiny", f"{name}.prompt_embeds", _rows(name, "prompt", reading.states))
+    away = words.negative(parts, params.mllm, CASES[name].get("negative_prompt") or "")
+    assert_golden("pipeline_tiny", f"{name}.negative_embeds", _rows(name, "negative", away))
+
+
+def _rows(name, kind, states):
+    return np.stack([states] * len(ARRAYS[f"{name}.{kind}_embeds"]))
+
+
+@pytest.mark.parametrize("name", ["edit1", "think_edit"])
+def test_whole_requests_equal_official(released, monkeypatch, name):
+    """Request to uint8, with the fixture's noise, posterior samples and continuation."""
+    parts, params = released
+    case, noise = CASES[name], nhwc(ARRAYS[f"{name}.latents"][0])
+    monkeypatch.setattr(pictures, "initial_noise", lambda seed, shape: noise.reshape(shape))
+    refs = [nhwc(ARRAYS[k][0]) for k in sorted(ARRAYS) if k.startswith(f"{name}.ref_latents.")]
+    monkeypatch.setattr(pictures, "encode", lambda parts, params, pictures, settings: refs)
+    if case.get("think"):
+        monkeypatch.setattr(words.decode, "sample", forced(name))
+    how = scales(case)
+    settings = default(
+        parts.system,
+        steps=case["num_inference_steps"],
+        text_guidance=how["text"],
+        image_guidance=how["image"],
+        start=how["start"],
+        end=how["end"],
+        negative=case.get("negative_prompt") or "",
+    )
+    (result,) = pipeline.generate(parts, params, [official_request(name)], settings)
+    want = np.round(ARRAYS[f"{name}.image"][0].transpose(1, 2, 0) * 255)
+    assert np.abs(result.image.astype(int) - want).max() <= 1
+    assert result.warning.startswith("picture 1 resized from")
+    if case.get("think"):
+        assert result.text == case["decoded_output"][0]
+        assert result.thought == "replace the dog"
+        assert result.instruction == "replace the dog with a bird"
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def picture(height, width):
+    return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def quick():
+    """The tiny system with two steps and short thoughts."""
+    parts, params = tiny()
+    system = replace(parts.system, steps=2, thought_tokens=6)
+    return putting.build(system, parts.text), params
+
+
+def test_a_mixed_batch_equals_single_requests(quick):
+    """Lengths, numbers and sizes of references and tasks mixed; order kept, rows independent."""
+    parts, params = quick
+    seen = picture(16, 24)
+    requests = [
+        Request("a red cat", size=(24, 32), seed=1),
+        Request("merge both", (seen, picture(20, 12)), size=(24, 32), seed=3),
+        Request("what is this", (seen,), task="understand"),
+        Request("a longer prompt about a red cat in the grass", (seen,), size=(24, 32), seed=4),
+        Request("remove it", (seen,), think=True, size=(24, 32), seed=6),
+    ]
+    settings = default(parts.system, text_guidance=1.0)
+    batch = pipeline.generate(parts, params, requests, settings)
+    sizes = [None if r.image is None else r.image.shape[:2] for r in batch]
+    assert sizes == [(24, 32), (24, 32), None, (24, 32), (24, 32)]
+    assert [bool(r.text) for r in batch] == [False, False, True, False, True]
+    for n in (0, 1):
+        (alone,) = pipeline.generate(parts, params, [requests[n]], settings)
+        difference = np.abs(alone.image.astype(int) - batch[n].image.astype(int))
+        assert difference.max() <= 1, requests[n]
+
+
+def test_references_matter_and_seeds_repeat(quick):
+    parts, params = quick
+    first = Request("make it blue", (picture(16, 16),), seed=1)
+    other = replace(first, images=(picture(16, 16),))
+    settings = default(parts.system, text_guidance=1.0)
+    a, b = pipeline.generate(parts, params, [first, other], settings)
+    c, _ = pipeline.generate(parts, params, [first, other], settings)
+    assert (a.image == c.image).all() and not (a.image == b.image).all()
+
+
+# --- what the MLLM writes -------------------------------------------------------------------------
+
+
+def writes(parts, *responses):
+    """A sampler that writes the given texts, in turn for each call."""
+    queue = list(responses)
+
+    def sample(mllm, params, prompt, key, *, max_new_tokens, **_):
+        ids = parts.text.encode(queue.pop(0))[:max_new_tokens]
+        rows = prompt.ids.shape[0]
+        out = np.zeros((rows, max_new_tokens), np.int32)
+        out[:, : len(ids)] = ids
+        segments = np.broadcast_to(np.arange(max_new_tokens) < len(ids), out.shape)
+        stopped = jnp.full(rows, ids[-1] == parts.text.stop_id)
+        return Decoded(jnp.asarray(out), jnp.asarray(segments.astype(np.int32)), stopped)
+
+    return sample
+
+
+@pytest.fixture
+def wordy(quick, monkeypatch):
+    """`quick` with room to write, and a hand on what is written."""
+    parts, params = quick
+    parts = putting.build(replace(parts.system, thought_tokens=40), parts.text)
+
+    def script(*responses):
+        monkeypatch.setattr(words.decode, "sample", writes(parts, *responses))
+        return parts, params
+
+    return script
+
+
+def test_a_missing_marker_is_told(wordy):
+    """Prompt and thought without the last token condition the picture, as in the release."""
+    parts, params = wordy("it never ends")
+    request = Request("a red cat", think=True, size=(16, 16))
+    (reading,) = words.read(parts, params.mllm, [request], default(parts.system))
+    total = len(parts.text.think("a red cat")) + len(parts.text.encode("it never ends"))
+    assert len(reading.states) == total - 1
+    parts, params = wordy("it never ends")
+    (result,) = pipeline.generate(parts, params, [request])
+    assert "no words behind </think>" in result.warning
+    assert (result.thought, result.instruction) == ("it never ends", "")
+
+
+def test_an_empty_instruction_is_told(wordy):
+    parts, params = wordy("a thought</think><|im_end|>")
+    (result,) = pipeline.generate(parts, params, [Request("a cat", think=True, size=(16, 16))])
+    assert "nothing stands behind" in result.warning and result.instruction == ""
+    assert result.image.shape == (16, 16, 3)
+
+
+def test_a_long_instruction_is_cut_and_told(wordy):
+    parts, params = wordy("a</think> a red cat on the green grass and a bird<|im_end|>")
+    parts = putting.build(replace(parts.system, instruction_tokens=4), parts.text)
+    request = Request("a cat", think=True)
+    (reading,) = words.read(parts, params.mllm, [request], default(parts.system))
+    assert reading.states.shape == (4, 128)
+    assert "cut" in reading.warnings[0] and "4 fit" in reading.warnings[0]
+
+
+def test_a_long_prompt_is_cut_and_told(wordy):
+    parts, params = wordy("a</think>b<|im_end|>")
+    long = "a red cat and " * 200
+    for think in (False, True):
+        (result,) = pipeline.generate(parts, params, [Request(long, think=think, size=(16, 16))])
+        assert "the prompt was cut" in result.warning
+
+
+def test_reflection_stops_when_all_is_right(wordy):
+    request = Request("a red cat.", task="reflect", size=(16, 16), seed=3)
+    parts, params = wordy("fine</think>No change is needed<|im_end|>")
+    (result,) = pipeline.generate(parts, params, [request])
+    parts, params = wordy()
+    (plain,) = pipeline.generate(parts, params, [replace(request, task="draw")])
+    assert (result.image == plain.image).all() and result.instruction == "a red cat."
+    assert result.thought == "fine"
+
+
+def test_reflection_repairs_and_looks_again(wordy):
+    request = Request("a red cat", task="reflect", size=(16, 16), seed=3)
+    script = ["bad</think>make it red<|im_end|>", "good</think>no change<|im_end|>"]
+    parts, params = wordy(*script)
+    settings = default(parts.system, rounds=3)
+    (result,) = pipeline.generate(parts, params, [request], settings)
+    assert result.thought == "bad\ngood" and result.instruction == "make it red"
+    parts, params = wordy()
+    (first,) = pipeline.generate(parts, params, [replace(request, task="draw")])
+    assert result.image.shape == first.image.shape and (result.image != first.image).any()
+    # The repair is an edit of the first picture under the same seed.
+    parts, params = wordy(script[0])
+    check = replace(request, task="draw", think=True, images=(first.image,))
+    check = replace(check, prompt=pipeline.CHECK.format("a red cat"))
+    (edit,) = pipeline.generate(parts, params, [check])
+    assert (edit.image == result.image).all()
+
+
+def test_understanding_answers(wordy):
+    parts, params = wordy("two cats<|im_end|>", "hm</think>\n\nthree<|im_end|>")
+    request = Request("how many", (picture(16, 16),), task="understand")
+    (result,) = pipeline.generate(parts, params, [request])
+    assert (result.image, result.instruction, result.thought) == (None, "two cats", "")
+    (result,) = pipeline.generate(parts, params, [request])
+    assert (result.instruction, result.thought) == ("three", "hm")
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(" \n"), "prompt is empty"),
+        (Request("a", (np.zeros((8, 8, 3), np.uint8),) * 6), "6 pictures.*at most 5"),
+        (Request("a", task="sing"), "--task=sing"),
+        (Request("a", size=(0, 8)), "--size=0x8"),
+        (Request("a", size=(10**5, 10**5)), "pixels in all"),
+        (Request("a", seed=-1), "--seed=-1"),
+    ],
+)
+def test_impossible_requests_are_refused(request_, message):
+    parts, params = tiny()
+    with pytest.raises(ValueError, match=message):
+        pipeline.generate(parts, params, [Request("a good one"), request_])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(steps=0), "--steps=0"),
+        (dict(text_guidance=float("nan")), "--text_guidance=nan"),
+        (dict(temperature=-1.0), "--temperature"),
+        (dict(colour=1), "colour"),
+        (dict(start=0.9, end=0.1), "guidance from"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        default(SYSTEM, **changes)
+
+
+def test_blind_models_refuse_to_look():
+    parts, params = tiny()
+    system = replace(parts.system, mllm=replace(parts.system.mllm, vision=None))
+    blind = putting.build(system, parts.text)
+    with pytest.raises(ValueError, match="no eyes"):
+        pipeline.generate(blind, params, [Request("a", task="understand")])
+
+
+# --- the object -----------------------------------------------------------------------------------
+
+
+def test_the_object_takes_messages_and_odd_pictures(quick):
+    model = ThinkGen(*quick)
+    gray = np.full((16, 16), 7, np.uint8)
+    messages = [
+        {"type": "image", "value": gray},
+        {"type": "text", "value": "make it"},
+        {"type": "text", "value": "blue"},
+    ]
+    result = model.generate_image(messages, think=False, seed=5, steps=1)
+    request = Request("make it blue", (np.repeat(gray[..., None], 3, -1),), seed=5)
+    (want,) = model.generate([request], steps=1)
+    assert (result.image == want.image).all()
+    assert "picture 1: converted from mode L" in result.warning
+    assert isinstance(model.generate_text("what is it", [gray]), str)
+    with pytest.raises(ValueError, match="'text' or 'image'"):
+        model.generate_image([{"type": "video", "value": 1}])
+
+
+def test_a_saved_system_draws_the_same(quick, tmp_path):
+    parts, params = quick
+    assets.save(tmp_path, parts.system, params._asdict(), parts.text, dtype="float32")
+    model = ThinkGen.from_pretrained(tmp_path)
+    assert model.parts.system == parts.system
+    request = Request("a red cat", size=(16, 16), seed=1)
+    (a,), (b,) = model.generate([request]), pipeline.generate(parts, params, [request])
+    assert (a.image == b.image).all()
+
+
+def test_foreign_folders_are_refused(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="must be converted"):
+        ThinkGen.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no such directory"):
+        ThinkGen.from_pretrained(tmp_path / "nowhere")

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a system comes from: the shipped weights, a folder like them, or a training run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from thinkgen_jax import parts as putting
+from thinkgen_jax.hf import assets
+from thinkgen_jax.models import presets
+from thinkgen_jax.models.presets import System
+from thinkgen_jax.parts import Parts
+from thinkgen_jax.structs import Params, Tree
+
+
+def load(path: str | Path | None = None, *, dtype: str = "float32") -> tuple[Parts, Params]:
+    """Builds a system and reads its parameters.
+
+    Args:
+      path: None takes the shipped weights; else a folder like theirs, or a run, its `checkpoints`
+        folder or one commit. A run's running averages win over its parameters, and trees that it
+        does not hold come from the shipped weights.
+      dtype: of the parameters.
+
+    Raises:
+      ValueError: when it is missing, damaged, foreign, or of other dimensions.
+    """
+    folder = Path(putting.ASSETS if path is None else path)
+    if path is None and not assets.is_assets(folder):
+        raise ValueError("this copy has no shipped weights; name a folder or run: --checkpoint=...")
+    if (folder / "model_index.json").is_file():
+        raise ValueError(f"--checkpoint={folder}: released pipelines must be converted first")
+    if assets.is_assets(folder):
+        system = assets.load_system(folder)
+        text = assets.load_text(folder, system)
+        trees = {name: _shipped(folder, system, name, dtype) for name in putting.TREES}
+    else:
+        system, trees = _from_run(folder, dtype)
+        text = assets.load_text(putting.ASSETS, system)
+    placed = {name: jax.tree.map(jnp.asarray, tree) for name, tree in trees.items()}
+    return putting.build(system, text), Params(**placed)
+
+
+def _shipped(folder: Path, system: System, name: str, dtype: str) -> Tree:
+    shapes = putting.shapes(system, name)
+    return assets.load_tree(folder, system, name, shapes=shapes, dtype=dtype)
+
+
+def _from_run(path: Path, dtype: str) -> tuple[System, dict[str, Tree]]:
+    """A run's trees, and what it lacks from the shipped weights."""
+    from thinkgen_jax import checkpoint  # slow to import, and rarely needed
+
+    meta = checkpoint.read_meta(checkpoint.find(path))
+    system = presets.get(meta.get("preset", ""))
+    prepad = meta.get("config", {}).get("prepad")
+    if prepad is not None:
+        system = replace(system, dit=replace(system.dit, num_prepad=prepad))
+    held = checkpoint.describe(path)
+    trees = {}
+    for name in putting.TREES:
+        shapes = putting.shapes(system, name)
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
+        kinds = [k for k in ("ema", "params") if any(p.startswith(f"{name}/{k}/") for p in held)]
+        if kinds:
+            key = f"{name}/{kinds[0]}"
+            trees[name] = checkpoint.restore_subtree(path, [key], {key: wanted})[key]
+        else:
+            trees[name] = _shipped(putting.ASSETS, system, name, dtype)
+    return system, trees
