@@ -11,7 +11,7 @@ from configs import common
 def get_config(arg=None):
     """No argument trains the nano DiT; `:tiny` takes two steps."""
     config = common.base(arg, name="nano_dit")
-    config.steps = 8000
+    config.steps = 3000
     config.phases = (("flow_sft", 1),)
     config.start = dict(mllm="random", dit="random", vae="assets")
     config.dit_condition = 96  # width of the plain embedding
@@ -35,7 +35,7 @@ def get_config(arg=None):
             lr=1e-3,
             schedule="cosine",
             warmup_steps=200,
-            total_steps=8000,
+            total_steps=3000,
             final_fraction=0.1,
             weight_decay=0.01,
             ema_decay=0.999,

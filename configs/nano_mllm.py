@@ -13,18 +13,18 @@ SEEN = dict(edit=0.3, reasoning_edit=0.25, reflection=0.2, understand=0.25)
 def get_config(arg=None):
     """No argument trains the nano MLLM; `:tiny` takes two steps."""
     config = common.base(arg, name="nano_mllm")
-    config.steps = 2500
+    config.steps = 3000
     config.phases = (("text_sft", 1),)
     config.start.mllm = "random"
     words = dict(composition=0.4, reasoning=0.6)
     config.plans = dict(
         text_sft=dict(
-            batch=32,
+            batch=16,
             streams=dict(
-                a_words=common.stream(0.55, words, length=112),
+                a_words=common.stream(0.62, words, length=112),
                 b_signs=common.stream(0.1, dict(text=1.0), length=176),
-                c_one=common.stream(0.3, SEEN, pictures=1, length=208),
-                d_three=common.stream(0.05, dict(in_context=1.0), pictures=3, length=336),
+                c_one=common.stream(0.25, SEEN, pictures=1, length=208),
+                d_three=common.stream(0.03, dict(in_context=1.0), pictures=3, length=336),
             ),
             wrong=dict(reasoning=0.4),
             silent=0.15,
@@ -32,10 +32,10 @@ def get_config(arg=None):
     )
     config.optim = dict(
         mllm=common.optim(
-            lr=2e-3,
+            lr=1.5e-3,
             schedule="cosine",
             warmup_steps=100,
-            total_steps=2500,
+            total_steps=3000,
             final_fraction=0.05,
             weight_decay=0.05,
         )

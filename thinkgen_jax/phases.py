@@ -216,7 +216,7 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
             parts, params, requests, stream, key, group=plan.group, how=plan.draw
         )
         thinking = drawn.thinking
-        scored, table, usable = _score(plan, setup, requests, drawn.images, thinking, key)
+        scored, table, usable = _score(plan, setup, requests, drawn.images, thinking)
         advantage = grpo.advantages(table, scope="group", ddof=1, eps=1e-6) * usable[:, None]
         mask = thinking.mask & jnp.asarray(np.repeat(usable, plan.group))[:, None]
         old = logprobs(params.mllm, thinking.prompt, mask)
@@ -271,7 +271,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             kernel=plan.path.kernel,
         )
         images = rollout.decode_pixels(parts, params.vae, latents[-1])
-        scored, table, usable = _score(plan, setup, requests, images, thought, key)
+        scored, table, usable = _score(plan, setup, requests, images, thought)
         advantage = grpo.advantages(table, scope="batch", ddof=0, eps=1e-4) * usable[:, None]
         path = Trajectory(
             latents,
@@ -328,11 +328,11 @@ def _params(setup: Setup, states: States) -> Params:
     return Params(*(params_of(setup, states, tree) for tree in Params._fields))
 
 
-def _score(plan: RlPlan, setup: Setup, requests, images, thinking, key: Key):
+def _score(plan: RlPlan, setup: Setup, requests, images, thinking):
     """Samples, rewards [B, G] and which groups count."""
     scored = rollout.samples(setup.parts, requests, plan.group, images, thinking)
-    seed = int(jax.random.randint(jax.random.fold_in(key, 2), (), 0, 2**31 - 1))
-    values, floor = rewards.score(scored, plan.rewards, seed=seed)
+    values = rewards.score(scored, plan.rewards)
+    floor, _ = rewards.bounds(plan.rewards)
     valid = np.asarray([s.valid for s in scored])
     return scored, *rollout.settle(values, valid, group=plan.group, floor=floor)
 

@@ -161,5 +161,5 @@ def replay(
         parts += run(jax.lax.stop_gradient(params), conditions[1:], seen[1:])
     u = flow.combine(parts, guidance)
     mean, std, diffusion = KERNELS[kernel](x, u, t, grid[step + 1], grid[1], noise[step])
-    mask = (target.segments > 0)[..., None]
+    mask = (target.segments > 0)[..., None].astype(jnp.float32)
     return logprob(x_after, mean, std, mask), mean, diffusion

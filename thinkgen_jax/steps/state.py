@@ -77,7 +77,7 @@ def apply(
     new = TrainState(state.step + 1, params, opt_state, average)
     metrics = {
         "loss": value,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "lr": optim.schedule(learner.config)(state.step),
         "skipped": 1.0 - ok.astype(jnp.float32),
         **extra,

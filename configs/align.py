@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 1, alignment: connector and prepadding states learn; DiT and MLLM are frozen.
+
+The DiT comes from its preparation behind another conditioner; connector and prepadding states start
+afresh. `--config.prepad=0` is the ablation without prepadding states.
+"""
+
+from configs import common
+
+CONNECTOR = ("caption_embedder", "prepad_embed")
+DRAWN = dict(composition=0.9, reasoning=0.1)
+EDITED = dict(edit=0.6, reasoning_edit=0.25, reflection=0.15)
+
+
+def streams() -> dict:
+    """Kinds of supervised pictures, in the pseudo-CoT form."""
+    return dict(
+        a_drawn=common.stream(0.65, DRAWN, length=80),
+        b_signs=common.stream(0.15, dict(text=1.0), length=112),
+        c_edited=common.stream(0.17, EDITED, pictures=1, length=88),
+        d_context=common.stream(0.03, dict(in_context=1.0), pictures=3, length=112),
+    )
+
+
+def get_config(arg=None):
+    """No argument trains the nano system; `:thinkgen` the released sizes; `:tiny` two steps."""
+    config = common.base(arg, name="align")
+    config.steps = 800
+    config.phases = (("flow_sft", 1),)
+    if config.model == "nano":
+        config.start = dict(
+            mllm="runs/nano_mllm-nano", dit="runs/nano_dit-nano", vae="runs/nano_vae-nano"
+        )
+    config.reinit = CONNECTOR
+    config.plans = dict(flow_sft=dict(batch=32, streams=streams(), drop=0.1, plain=False))
+    config.optim = dict(
+        dit=common.optim(
+            lr=3e-3 if config.model == "nano" else 1e-4,
+            warmup_steps=50 if config.model == "nano" else 500,
+            trainable=CONNECTOR,
+            ema_decay=0.99,
+        )
+    )
+    if config.prepad == 0:
+        config.optim.dit.trainable = CONNECTOR[:1]
+    if config.model == "thinkgen":
+        config.steps = 15_000
+        config.plans.flow_sft.batch = 512
+    return common.shrink(config) if config.model == "tiny" else config

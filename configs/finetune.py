@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 3, fine-tuning: all of the DiT on a smaller, better set: more signs, more edits, low rate."""
+
+from configs import align, common
+
+
+def streams() -> dict:
+    """Quality mix: what stage 2 is weakest at weighs more."""
+    mix = align.streams()
+    for name, weight in (("a_drawn", 0.5), ("b_signs", 0.22), ("c_edited", 0.22)):
+        mix[name]["weight"] = weight
+    mix["d_context"]["weight"] = 0.06
+    return mix
+
+
+def get_config(arg=None):
+    """No argument trains the nano system; `:thinkgen` the released sizes; `:tiny` two steps."""
+    config = common.base(arg, name="finetune")
+    nano = config.model == "nano"
+    config.steps = 1500 if nano else 4_000
+    config.phases = (("flow_sft", 1),)
+    if nano:
+        config.start = dict(
+            mllm="runs/nano_mllm-nano", dit="runs/pretrain-nano", vae="runs/nano_vae-nano"
+        )
+    batch = 32 if nano else 256
+    config.plans = dict(flow_sft=dict(batch=batch, streams=streams(), drop=0.1, plain=False))
+    config.optim = dict(
+        dit=common.optim(
+            lr=2e-4 if nano else 2e-5,
+            schedule="cosine",
+            warmup_steps=20 if nano else 500,
+            total_steps=config.steps,
+            ema_decay=0.998 if nano else None,
+        )
+    )
+    return common.shrink(config) if config.model == "tiny" else config

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 2, pre-training: all of the DiT learns from many pictures; the MLLM is frozen."""
+
+from configs import align, common
+
+
+def get_config(arg=None):
+    """No argument trains the nano system; `:thinkgen` the released sizes; `:tiny` two steps."""
+    config = common.base(arg, name="pretrain")
+    nano = config.model == "nano"
+    config.steps = 3000 if nano else 60_000
+    config.phases = (("flow_sft", 1),)
+    if nano:
+        config.start = dict(
+            mllm="runs/nano_mllm-nano", dit="runs/align-nano", vae="runs/nano_vae-nano"
+        )
+    batch = 32 if nano else 1024
+    config.plans = dict(flow_sft=dict(batch=batch, streams=align.streams(), drop=0.1, plain=False))
+    config.optim = dict(
+        dit=common.optim(
+            lr=7e-4 if nano else 1e-4,
+            schedule="cosine",
+            warmup_steps=50 if nano else 500,
+            total_steps=config.steps,
+            ema_decay=0.998 if nano else None,
+        )
+    )
+    return common.shrink(config) if config.model == "tiny" else config

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SepGRPO, the main job: stages 4 and 5 in turn, each policy rewarded by rules on its pictures.
+
+  mllm_grpo   G thoughts per prompt, drawn from one initial noise by the frozen DiT
+  dit_grpo    G denoising paths per prompt under one shared thought, the MLLM frozen
+
+Each phase has its own data, rewards, optimizer and group shape. `mllm_grpo.py` and `dit_grpo.py` run
+one phase alone.
+"""
+
+from configs import common
+
+
+def token_plan(nano: bool) -> dict:
+    """Stage 4; constants without a size are EasyR1's, sizes of the released system are guesses."""
+    words = dict(composition=0.25, reasoning=0.75)
+    edits = dict(reasoning_edit=1.0)
+    return dict(
+        prompts=8 if nano else 128,
+        group=8,
+        inner=1,
+        streams=dict(
+            a_drawn=common.stream(0.85, words, length=48),
+            b_edited=common.stream(0.15, edits, pictures=1, length=112),
+        ),
+        draw=common.draw(8 if nano else 20, text=2.0 if nano else 4.0),
+        rewards=dict(miniature_robust=1.0),
+        token=dict(
+            clip_low=0.2, clip_high=0.3, kl=1e-2, per_sequence=False, temperature=1.0
+        ),
+    )
+
+
+def path_plan(nano: bool) -> dict:
+    """Stage 5; constants are Flow-GRPO's, with a window of stochastic steps at nano size."""
+    drawn = dict(composition=0.7, text=0.3)
+    return dict(
+        prompts=6 if nano else 48,
+        group=8 if nano else 24,
+        inner=1,
+        streams=dict(a_drawn=common.stream(1.0, drawn, length=112)),
+        draw=common.draw(10 if nano else 20, text=2.0 if nano else 4.0),
+        rewards=dict(miniature_robust=1.0),
+        path=dict(clip=1e-4, kl=0.04, advantage_limit=5.0, kernel="flow_sde"),
+        noise=0.7,
+        window=(0, 5) if nano else (0, 0),
+        silent=0.5,
+    )
+
+
+def optims(nano: bool) -> dict:
+    """One optimizer per policy."""
+    return dict(
+        mllm=common.optim(
+            lr=1e-4 if nano else 1e-6, warmup_steps=2 if nano else 10, b2=0.999
+        ),
+        dit=common.optim(
+            lr=5e-5 if nano else 1e-5, warmup_steps=2 if nano else 10, b2=0.999, weight_decay=1e-4
+        ),
+    )
+
+
+def get_config(arg=None):
+    """No argument trains the nano system; `:thinkgen` the released sizes; `:tiny` two steps."""
+    config = common.base(arg, name="sepgrpo")
+    nano = config.model == "nano"
+    config.steps = 60 if nano else 2000
+    config.phases = (("mllm_grpo", 12), ("dit_grpo", 8))
+    config.plans = dict(mllm_grpo=token_plan(nano), dit_grpo=path_plan(nano))
+    config.optim = optims(nano)
+    config.checkpoint.every = 10
+    config.log.images = 10
+    config.evaluate.count = 256 if nano else 0
+    return common.shrink(config) if config.model == "tiny" else config
