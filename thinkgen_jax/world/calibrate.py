@@ -2,8 +2,9 @@
 """Computes `limits.json` from drawn truth: `python -m thinkgen_jax.world.calibrate`.
 
 Every shape is drawn many times, disturbed by the nuisances that the verifier must bear, and
-measured; a limit is the 0.5 % quantile of what was measured where the class was right, under the
-nuisance that is hardest for it. Model outputs never enter: a judge fitted to its pupil stops judging.
+measured. A limit is the 0.5 % quantile of what was measured where the class was right, under the
+nuisance that is hardest for it, less a small slack. Model outputs never enter: a judge fitted to
+its pupil stops judging.
 """
 
 import argparse
@@ -64,7 +65,6 @@ def measures(key: str, count: int) -> dict[str, list[shapes.Measure]]:
 
 def row(found: dict[str, list[shapes.Measure]]) -> dict[str, float]:
     """Limits that all but half a percent of the measures pass under every nuisance."""
-
     solid = found["clean"][0].tex == "solid"
     q = QUANTILE if solid else TEXTURE_QUANTILE
 
@@ -72,7 +72,6 @@ def row(found: dict[str, list[shapes.Measure]]) -> dict[str, float]:
         return min(_quantile(kept, name, q) for kept in found.values())
 
     aspect_high = max(_quantile(kept, "aspect", 1 - q) for kept in found.values())
-
     return {
         "iou": round(low("iou") - IOU_SLACK, 3),
         "margin": round(max(MARGIN_SHARE * low("margin"), MIN_MARGIN), 3),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads a picture back into what it holds; knows nothing of any prompt.
 
-Pixels take the label of the nearest of the ten colours and the background; connected blobs are signs,
-legal shapes, or "unknown". Whatever is left over counts as specks. A blob is only named if it passes
-the calibrated limits of `shapes.is_legal`, because a learner pays any price for a lenient judge.
+Pixels take the label of the nearest of the ten colours and the background; connected blobs are
+signs, legal shapes, or "unknown". Whatever is left over counts as specks. A blob is only named if
+it passes the calibrated limits of `shapes.is_legal`: learners exploit whatever a judge lets pass.
 """
 
 from dataclasses import dataclass
@@ -23,16 +23,13 @@ _SPECK_CONTRAST = 34.0  # CIELAB distance from the background
 _MIN_FLAW = 5  # pixels of another colour inside a shape that make a speck
 _STRIPED = 0.12  # share of a blob's inside that shows background from which it is striped
 OFF_PALETTE = 20.5  # CIELAB distance from the named colour
-# the same for stripes, signs and thin shapes; lightness is on CIELAB's scale
-_OFF_FINE, _OFF_LIGHTNESS = 40.0, 15.0
-_THIN = 40  # core pixels below which a shape is as fine as stripes
+# the same for stripes and signs; lightness is on CIELAB's scale
+_OFF_FINE, _OFF_LIGHTNESS = 32.0, 12.0
 _STRAY = 40.0  # grey levels between a pixel of a striped shape and the nearest blend
 _BAR_STRAY = 0.1  # share of a sign's pixels that may be of another colour
 _EXTENT = 0.4  # share of its colour down to which a pixel belongs to a blob
 _SIGMA = 8.0  # grey levels of noise to expect in luminance and in chroma
-_SMEAR = np.array(
-    [0.0, 0.25, 0.25], np.float32
-)  # further error as a share of the step in a channel
+_SMEAR = np.array([0.0, 0.25, 0.25], np.float32)  # of the step in a channel, on top
 _TO_YCC = np.array([[0.299, 0.701, -0.299], [0.587, -0.587, -0.587], [0.114, -0.114, 0.886]])
 _TO_YCC = _TO_YCC.astype(np.float32)
 _ROUND = np.ones((3, 3), bool)  # 8-connectivity
@@ -231,8 +228,8 @@ def _sign(blob: _Blob, backdrop) -> tuple[FoundSign, np.ndarray] | None:
 def _coverage(blob: _Blob, core, backdrop) -> Float[np.ndarray, "h w"]:
     """Share of the blob's own colour in every pixel, by projection between backdrop and colour.
 
-    The weights are those of the best linear estimate when every channel is noisy and codecs, on top,
-    smear chroma over its neighbours by a share of the chroma step.
+    The weights are those of the best linear estimate when every channel is noisy and codecs, on
+    top, smear chroma over its neighbours by a share of the chroma step.
     """
     difference = (blob.rgb - backdrop) @ _TO_YCC
     axis = np.median(difference[core], 0)
@@ -337,15 +334,15 @@ def _is_off(planes: _Planes, blob: _Blob, core, color: str, fine: bool) -> bool:
     """Whether the median of a blob's core is far from the named colour.
 
     Args:
-      fine: Whether the blob is stripes or a sign, whose chroma mixes with its surroundings even in a
-        good JPEG; then lightness decides first.
+      fine: Whether the blob is striped or a sign: its chroma mixes with its surroundings even
+        in a good JPEG, so lightness decides first.
     """
     h, w = np.nonzero(core)
     here = np.median(planes.lab[h + blob.y, w + blob.x], 0)
     gap = here - pixels.PALETTE_LAB[pixels.NAMES.index(color)]
-    distance = float(np.linalg.norm(gap))
+    distance, lightness = float(np.linalg.norm(gap)), abs(float(gap[0]))
     if fine:
-        return distance > _OFF_FINE or (distance > OFF_PALETTE and abs(gap[0]) > _OFF_LIGHTNESS)
+        return distance > _OFF_FINE or (distance > OFF_PALETTE and lightness > _OFF_LIGHTNESS)
     return distance > OFF_PALETTE
 
 
@@ -369,10 +366,8 @@ def parse(image: UInt8[np.ndarray, "64 64 3"]) -> Parsed:
     taken = np.zeros((CANVAS, CANVAS), bool)
     for blob in _blobs(planes, (sizes >= _MIN_PART)[parts]):
         h, w = blob.raw.shape
-        x, y = blob.x + _MARGIN, blob.y + _MARGIN
-        taken[
-            y - 1 if y else 0 : y + h - 2 * _MARGIN + 1, max(x - 1, 0) : x + w - 2 * _MARGIN + 1
-        ] = 1
+        y0, x0 = max(blob.y + _MARGIN - 1, 0), max(blob.x + _MARGIN - 1, 0)
+        taken[y0 : blob.y + h - _MARGIN + 1, x0 : blob.x + w - _MARGIN + 1] = True
         if blob.raw.sum() < _MIN_BLOB:
             specks += 1
             continue
@@ -386,7 +381,7 @@ def parse(image: UInt8[np.ndarray, "64 64 3"]) -> Parsed:
             objects.append(item)
             specks += flaws
             size = int(core.sum())
-            fine = item.tex != "solid" or size < _THIN
+            fine = item.tex != "solid"
         core_pixels += size
         off += size * _is_off(planes, blob, core, item.color, fine)
     backdrop = np.linalg.norm(pixels.BACKGROUND_LAB - planes.backdrop_lab, axis=1)

@@ -158,7 +158,7 @@ def close(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return erode(dilate(np.pad(mask, 2)))[2:-2, 2:-2]
 
 
-# --- nuisances -------------------------------------------------------------------------------------
+# --- nuisances ------------------------------------------------------------------------------------
 
 
 def add_noise(image: UInt8[np.ndarray, "64 64 3"], sigma: float, seed: int):
@@ -203,17 +203,17 @@ def rescale(image: UInt8[np.ndarray, "64 64 3"], factor: float):
 
 NUISANCES = {
     "clean": lambda image, seed: image,
-    "shift 12": lambda image, seed: shift_color(image, 12, seed),
-    "noise 8": lambda image, seed: add_noise(image, 8, seed),
+    "shift 12": lambda image, seed: shift_color(image, 12.0, seed),
+    "noise 8": lambda image, seed: add_noise(image, 8.0, seed),
     "blur .8": lambda image, seed: blur(image, 0.8),
     "jpeg 90": lambda image, seed: jpeg(image, 90),
     "blur .5": lambda image, seed: blur(image, 0.5),
     "half pixel": lambda image, seed: half_pixel(image),
     "shift 8, blur .5, noise 8": lambda image, seed: add_noise(
-        blur(shift_color(image, 8, seed), 0.5), 8, seed
+        blur(shift_color(image, 8.0, seed), 0.5), 8.0, seed
     ),
-    "noise 16": lambda image, seed: add_noise(image, 16, seed),
-    "noise 24": lambda image, seed: add_noise(image, 24, seed),
+    "noise 16": lambda image, seed: add_noise(image, 16.0, seed),
+    "noise 24": lambda image, seed: add_noise(image, 24.0, seed),
     "blur 1": lambda image, seed: blur(image, 1.0),
     "jpeg 75": lambda image, seed: jpeg(image, 75),
     "jpeg 50": lambda image, seed: jpeg(image, 50),

@@ -2,8 +2,8 @@
 """Random scenes and their specifications, for measuring the verifier.
 
 Nine families: the eight of the compositional benchmark and text. Every scene is a pure function of
-(split, family, index). `near_miss` changes one attribute of a specification, so that a picture of the
-old one must fail it.
+(split, family, index). `near_miss` changes one attribute of a specification, so that a picture of
+the old one must fail it.
 """
 
 import hashlib

@@ -2,10 +2,11 @@
 """Recognises one shape from its coverage: comparison with a bank of drawn shapes.
 
 * A coverage mask is stretched to 24 x 24 by its own sub-pixel box and compared, by soft IoU, with
-  every shape at nine sizes, two sub-pixel phases and two blurs, prepared in exactly the same way.
-* The best class is believed only if IoU, margin over the second class, mirror symmetry, aspect ratio
-  and (for stripes) the fit of the stripe pattern pass limits that were calibrated per shape on
-  drawn truth: `limits.json`.
+  every shape at all sizes near its own, two sub-pixel phases and two blurs, prepared in exactly the
+  same way.
+* The best class is believed only if IoU, margin over the second class, mirror symmetry, aspect
+  ratio, purity of colour and (for stripes) the fit of the stripe pattern pass limits that were
+  calibrated per shape on drawn truth: `limits.json`.
 """
 
 import json
@@ -73,14 +74,14 @@ def _edge(profile: Float[np.ndarray, "n"]) -> float:
     """Where a profile first crosses one half, in pixels from the start of the array."""
     i = int(np.argmax(profile >= 0.5))
     before, here = (profile[i - 1] if i else 0.0), profile[i]
-    return i - 0.5 + (0.5 - before) / (here - before)
+    return float(i - 0.5 + (0.5 - before) / (here - before))
 
 
 def soft_box(mask: Float[np.ndarray, "h w"]) -> tuple[float, float, float, float]:
     """Sub-pixel box (x0, y0, x1, y1) of a coverage mask."""
     columns, rows = mask.max(0), mask.max(1)
-    h, w = mask.shape
-    return _edge(columns), _edge(rows), w - _edge(columns[::-1]), h - _edge(rows[::-1])
+    x1, y1 = mask.shape[1] - _edge(columns[::-1]), mask.shape[0] - _edge(rows[::-1])
+    return _edge(columns), _edge(rows), x1, y1
 
 
 def _sampler(low: float, high: float, n: int) -> Float[np.ndarray, "24 n"]:

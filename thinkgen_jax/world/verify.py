@@ -2,8 +2,8 @@
 """Scores of a picture against what it had to show. The world is closed: extras cost like omissions.
 
 * `score` compares a picture with a `Spec`; `score_edit` with the picture an edit should have made.
-* Required and found objects are paired by the Hungarian method; a pair earns .5 for the shape, .3 for
-  the colour, .2 for texture and .2 for size, over the attributes that are asked for.
+* Required and found objects are paired by the Hungarian method; a pair earns .5 for the shape, .3
+  for the colour, .2 for texture and .2 for size, over the attributes that are asked for.
 * `strict` means that everything is exact and clean; `soft` leads there; reward is their mean, in
   [0, 1]. Pictures of words alone are rewarded by .7 F1 + .3 similarity, times the share of words
   that stand on the right colour.
@@ -81,7 +81,7 @@ class EditScore:
     details: dict = field(default_factory=dict)
 
 
-# --- attributes and relations ----------------------------------------------------------------------
+# --- attributes and relations ---------------------------------------------------------------------
 
 
 def _is_right(want: Want, found: Found, name: str) -> bool:
@@ -154,7 +154,7 @@ def _relations(spec: Spec, found, credit) -> tuple[float, list[tuple[int, int]]]
     return best, pairs
 
 
-# --- words -----------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -216,7 +216,7 @@ def _words(wanted, found: tuple[FoundSign, ...], others: int) -> _Words:
     )
 
 
-# --- pictures against specifications ---------------------------------------------------------------
+# --- pictures against specifications --------------------------------------------------------------
 
 
 def quality(parsed: Parsed) -> float:
@@ -310,7 +310,7 @@ def score_robust(image: UInt8[np.ndarray, "64 64 3"], spec: Spec, seed: int) -> 
     return min(first, second, key=lambda s: (s.reward, s.strict))
 
 
-# --- edits -----------------------------------------------------------------------------------------
+# --- edits ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -406,10 +406,10 @@ def _rating(value: float) -> float:
 def score_edit(image: UInt8[np.ndarray, "64 64 3"], source: Scene, target: Scene) -> EditScore:
     """Scores an edited picture; what had to change is what differs between the two scenes.
 
-    Compliance is the share of fulfilled assertions (each changed thing right in every attribute and
-    within 3.5 pixels, each removed one gone, the background changed), a quarter of it unless all are
-    fulfilled, times the share of kept things intact, halved by extra blobs. Preservation compares
-    3 x 3 means with the target outside the changed boxes.
+    Compliance is the share of fulfilled assertions (each changed thing right in every attribute
+    and within 3.5 pixels, each removed one gone, the background changed), a quarter of it unless
+    all are fulfilled, times the share of kept things intact, halved by extra blobs. Preservation
+    compares 3 x 3 means with the target outside the changed boxes.
 
     Raises:
       ValueError: If the picture is not 64 x 64 RGB bytes, or a scene holds unknown names.
