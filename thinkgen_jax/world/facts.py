@@ -531,6 +531,15 @@ QUESTIONS = {
 }
 
 
+def riddle_forms(fact: Fact) -> list[str]:
+    """A fact's riddle in all six surface forms, with one carrier."""
+    owner, _, parts = fact.thing.partition("|")
+    words = dict(s="circle", p="circles", c="red", t=fact.thing, o=owner, u=parts)
+    if fact.attribute == "direction":
+        words["c"] = "a red"
+    return [form.format(**words) for form in RIDDLES[fact.attribute]]
+
+
 @cache
 def lessons() -> tuple[tuple[str, str], ...]:
     """All (question, fact sentence) pairs: what the language model is taught as text alone."""

@@ -436,6 +436,12 @@ _RULES: dict[str, tuple[tuple[Callable, int], ...]] = {
 }
 
 
+def premises() -> tuple[str, ...]:
+    """What may be said of an object, and the rules that follow from it."""
+    told = [(f"the circle {row[0]}", row[3]) for row in (*BECOMES, *CAUSED)]
+    return tuple(text for pair in told for text in pair)
+
+
 def puzzle(rng: random.Random, kind: str, template: int, *, legal: bool) -> Puzzle | None:
     """A random puzzle of a kind, or None if the draw did not work out.
 
@@ -445,4 +451,7 @@ def puzzle(rng: random.Random, kind: str, template: int, *, legal: bool) -> Puzz
       legal: Only combinations that training may see.
     """
     rules, weights = zip(*_RULES[kind], strict=True)
-    return rng.choices(rules, weights)[0](rng, legal, template, kind)
+    made = rng.choices(rules, weights)[0](rng, legal, template, kind)
+    if made is None or not layout.is_clear(made.steps[-1].target.objects):
+        return None
+    return made

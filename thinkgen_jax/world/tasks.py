@@ -111,25 +111,28 @@ def _belongs(made: Item, draw: Draw) -> bool:
     return bool(made.held_out) == draw.held and layout.is_reserved(picture) == draw.held
 
 
-def item(scenario: str, index: int, split: str) -> Item:
+def item(scenario: str, index: int, split: str, tag: str | None = None) -> Item:
     """The item of a scenario at an index; the same for the same arguments.
 
     Args:
       scenario: one of `SCENARIOS`.
       index: any integer from 0 on; items of different indices are independent.
       split: "train" or "heldout".
+      tag: One of `TAGS[scenario]`; None draws one by its weight.
 
     Raises:
-      ValueError: If scenario or split is unknown.
+      ValueError: If scenario, split or tag is unknown.
     """
     if scenario not in _MAKERS:
         raise ValueError(f"scenario {scenario!r} is not one of {', '.join(SCENARIOS)}")
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    rng = _seeded(split, scenario, index)
-    draw = _draws(rng, scenario, split)
     tags = TAGS[scenario]
-    tag = rng.choices(tuple(tags), tuple(tags.values()))[0]
+    if tag is not None and tag not in tags:
+        raise ValueError(f"tag {tag!r} of {scenario} is not one of {', '.join(tags)}")
+    rng = _seeded(split, scenario, index, *([tag] if tag else []))
+    draw = _draws(rng, scenario, split)
+    tag = tag or rng.choices(tuple(tags), tuple(tags.values()))[0]
     for _ in range(TRIES):
         made = _MAKERS[scenario](rng, draw, tag)
         if made is not None and _belongs(made, draw):
@@ -178,15 +181,19 @@ def follows(made: Item, text: str) -> bool:
     return any(steps == sorted(right.split(" and ")) for right in (made.instruction, *made.accepts))
 
 
-def corpus(count: int = 400) -> Iterator[str]:
+def corpus(count: int = 150) -> Iterator[str]:
     """Sentences that contain every word of the world, for training a tokenizer.
 
     Args:
-      count: items per scenario and split.
+      count: items per scenario and split, beside all facts, rules and words of signs.
     """
     for question, sentence in facts.lessons():
         yield question
         yield sentence
+    for fact in facts.FACTS:
+        yield from facts.riddle_forms(fact)
+    yield from puzzles.premises()
+    yield from map(grammar.quoted, (*layout.WORDS, "0123456789"))
     for split in SPLITS:
         for scenario in _MAKERS:
             for index in range(count):
