@@ -79,7 +79,7 @@ def open_picture(source: Source, *, limit: int = MAX_PIXELS) -> Picture:
       ValueError: when it is missing, unreadable, empty, larger than `limit`, longer than 200 times
         its width, or an array of another kind.
     """
-    name = repr(str(source)) if isinstance(source, str | Path) else "picture"
+    name = f"picture {str(source)!r}" if isinstance(source, str | Path) else "picture"
     if isinstance(source, np.ndarray):
         source = _from_array(source, limit)
     try:

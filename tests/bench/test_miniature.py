@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark around a painter that is perfect, careless or mute: rows, intervals, pairing."""
+
+import numpy as np
+import pytest
+
+from tests.toy import toy_text
+from thinkgen_jax import bench, parts, pipeline
+from thinkgen_jax.bench import miniature
+from thinkgen_jax.models import presets
+from thinkgen_jax.structs import Params, Result
+from thinkgen_jax.world import tasks
+from thinkgen_jax.world.render import render
+
+SYSTEM = presets.get("nano")
+NOTHING = Params({}, {}, {})  # the painters here need no networks
+MODEL = pipeline.ThinkGen(parts.build(SYSTEM, toy_text(SYSTEM)), NOTHING)
+BLANK = np.full((64, 64, 3), 150, np.uint8)
+
+
+def perfect(built, params, asked, settings=None):
+    """Draws what was wanted; a thinker also writes the right instruction."""
+    out = []
+    for request in asked:
+        item = request.meta["item"]
+        image = None if item.target is None else render(item.target)
+        said = item.instruction if request.think or image is None else request.prompt
+        out.append(Result(image, "", said))
+    return out
+
+
+def careless(built, params, asked, settings=None):
+    """Right in every second picture, blank and told in the others."""
+    right = perfect(built, params, asked)
+    return [r if n % 2 else Result(BLANK, "", "", "", "blank") for n, r in enumerate(right)]
+
+
+def test_a_perfect_painter_gets_all(monkeypatch):
+    monkeypatch.setattr(pipeline, "generate", perfect)
+    outcome = miniature.run(MODEL, count=2)
+    asked = [(row.scenario, row.think) for row in outcome.rows]
+    drawn = [s for s in tasks.SCENARIOS if s != "understand"]
+    assert asked == [(s, t) for s in drawn for t in (False, True)] + [("understand", False)]
+    for row in outcome.rows:
+        assert (row.scores["strict"] == 1).all(), row
+        if row.think:
+            assert row.scores["reward"].min() > 0.95 and (row.scores["follows"] == 1).all()
+        else:
+            assert np.isnan(row.scores["follows"]).all()
+    assert outcome.pictures and outcome.pictures[0][0].shape == (64, 64, 3)
+
+
+def test_a_careless_painter_gets_half(monkeypatch):
+    monkeypatch.setattr(pipeline, "generate", careless)
+    outcome = miniature.run(MODEL, count=8, think=(True,), scenarios=("composition", "text"))
+    composition, text = outcome.rows
+    assert composition.scores["strict"].mean() == 0.5 and composition.warned == 4
+    assert composition.clusters is None
+    assert [len(word) >= 3 for word in text.clusters] == [True] * 8
+    (first, second) = outcome.summary()
+    assert first["strict"]["mean"] == 0.5 and first["strict"]["low"] < 0.5
+    assert first["samples"]["strict"] == [0, 1] * 4 and first["follows"]["mean"] == 0.5
+    table = outcome.table().splitlines()
+    assert len(table) == 4 and table[2].startswith("| composition | yes | 8 |")
+    assert table[2].count("0.500 [") == 4
+
+
+def test_exercises_do_not_depend_on_the_seed(monkeypatch):
+    a, b = (miniature.requests("reasoning", range(3), think=True, seed=s) for s in (0, 1))
+    assert [r.prompt for r in a] == [r.prompt for r in b]
+    assert len({r.seed for r in (*a, *b)}) == 6
+    assert all(r.meta["item"].held_out for r in a)
+
+
+def test_before_and_after_are_pairs(monkeypatch, tmp_path):
+    seen = []
+
+    def painter(built, params, asked, settings):
+        seen.append((asked[0].think, settings.temperature, [r.prompt for r in asked]))
+        return careless(built, params, asked)
+
+    monkeypatch.setattr(pipeline, "generate", painter)
+    given = dict(scenarios=("composition", "text"), count=5, workdir=tmp_path, when="before")
+    out = miniature.sampled(MODEL.parts, NOTHING, **given)
+    assert seen[0][:2] == (True, 1.0) and seen[1][:2] == (True, 0.0) and seen[2][:2] == (False, 0.0)
+    assert seen[0][2] == seen[1][2] == seen[2][2]
+    first = "thinking, temperature 1"
+    assert [len(out[k]) for k in (first, f"{first}: composition", f"{first}: text")] == [5, 3, 2]
+    assert (tmp_path / "before.png").stat().st_size > 1000
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="--count=0"):
+        miniature.run(MODEL, count=0)
+    with pytest.raises(ValueError, match="'cooking' is not one of"):
+        miniature.run(MODEL, count=1, scenarios=("cooking",))
+
+
+def test_table_of_benchmarks():
+    assert set(bench.BENCHMARKS) == set(bench.ABOUT) == {"miniature"}

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures a system: `python -m thinkgen_jax.evaluate --benchmark=miniature --count=64`.
+
+One table on the screen, one JSON file with every sample's scores.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+from absl import app, flags
+
+from thinkgen_jax import __version__, bench, cache, logs
+from thinkgen_jax.pipeline import ThinkGen, default
+
+THINK = {"both": (False, True), "yes": (True,), "no": (False,)}
+
+FLAGS = flags.FlagValues()  # its own: doors stand side by side in one process
+HELP = flags.DEFINE_bool("help", False, "Shows this list.", short_name="h", flag_values=FLAGS)
+BENCHMARK = flags.DEFINE_enum(
+    "benchmark", "miniature", sorted(bench.BENCHMARKS), "What to run.", flag_values=FLAGS
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Run or folder; default the shipped weights.", flag_values=FLAGS
+)
+COUNT = flags.DEFINE_integer("count", 64, "Exercises per scenario.", flag_values=FLAGS)
+THINKS = flags.DEFINE_enum(
+    "think", "both", sorted(THINK), "With a thought, without, or both.", flag_values=FLAGS
+)
+SCENARIOS = flags.DEFINE_list(
+    "scenarios", None, "Scenarios by name; default all.", flag_values=FLAGS
+)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "Denoising steps; default the system's.", flag_values=FLAGS
+)
+TEXT = flags.DEFINE_float(
+    "text_guidance", None, "Text guidance scale; default the system's.", flag_values=FLAGS
+)
+IMAGE = flags.DEFINE_float(
+    "image_guidance", None, "Image guidance scale; default the system's.", flag_values=FLAGS
+)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of thoughts; 0 is greedy.", flag_values=FLAGS)
+BATCH = flags.DEFINE_integer("batch", 32, "Rows of one program.", flag_values=FLAGS)
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Of the noise; the exercises are always the same.", flag_values=FLAGS
+)
+OUT = flags.DEFINE_string("out", "evaluation.json", "The JSON file.", flag_values=FLAGS)
+PICTURES = flags.DEFINE_string(
+    "pictures", None, "A PNG sheet of some pictures; default none.", flag_values=FLAGS
+)
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unknown arguments {argv[1:]}")
+        print(FLAGS.get_help()) if HELP.value else run()
+    except ValueError as err:
+        print(f"error: {err}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run() -> dict:
+    """Measures, prints and writes; returns what was written.
+
+    Raises:
+      ValueError: for anything a user can put right, before anything is drawn where possible.
+    """
+    out = Path(OUT.value)
+    _writable(out)
+    cache.enable()
+    model = ThinkGen.from_pretrained(CHECKPOINT.value)
+    settings = default(
+        model.parts.system,
+        steps=STEPS.value,
+        text_guidance=TEXT.value,
+        image_guidance=IMAGE.value,
+        temperature=TEMPERATURE.value,
+        batch=BATCH.value,
+    )
+    chosen = {} if SCENARIOS.value is None else {"scenarios": tuple(SCENARIOS.value)}
+    start = time.monotonic()
+    outcome = bench.BENCHMARKS[BENCHMARK.value](
+        model,
+        count=COUNT.value,
+        think=THINK[THINKS.value],
+        seed=SEED.value,
+        settings=settings,
+        **chosen,
+    )
+    found = {
+        "benchmark": BENCHMARK.value,
+        **bench.ABOUT[BENCHMARK.value],
+        "checkpoint": CHECKPOINT.value or "shipped",
+        "preset": model.parts.system.name,
+        "seed": SEED.value,
+        "settings": vars(settings),
+        "seconds": round(time.monotonic() - start, 1),
+        "device": jax.devices()[0].device_kind,
+        "version": __version__,
+        "rows": outcome.summary(),
+    }
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if PICTURES.value is not None and outcome.pictures:
+        logs.save_png(PICTURES.value, logs.grid(*zip(*outcome.pictures, strict=True)))
+    print(outcome.table())
+    print(f"\n{out}")
+    return found
+
+
+def _writable(path: Path) -> None:
+    """Refuses a file that cannot be written, before an hour is spent on what goes into it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+    except OSError as err:
+        raise ValueError(f"--out={path} cannot be written: {err.strerror}") from err
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Reads the flags; what is wrong with them is told in one line."""
+    flags.FLAGS(argv[:1])  # absl's own flags keep their defaults
+    try:
+        return FLAGS(argv)
+    except flags.Error as err:
+        print(f"error: {err}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws or answers: `python -m thinkgen_jax.generate --prompt="a picture of a red circle"`.
+
+Writes a PNG and, beside it, a JSON with thought, instruction and settings. With `--requests` each
+line of a file is a request of its own; `--out` is then a folder.
+
+    {"prompt": "make it blue", "image": ["cat.png"], "think": false, "seed": 3, "size": "64x64"}
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import app, flags
+
+from thinkgen_jax import __version__, cache
+from thinkgen_jax.data import images
+from thinkgen_jax.pipeline import Settings, ThinkGen, check, default
+from thinkgen_jax.structs import Request, Result
+
+TASKS = ("draw", "reflect", "understand")
+KEYS = ("prompt", "image", "task", "think", "size", "seed")  # of one line of --requests
+
+FLAGS = flags.FlagValues()  # its own: doors stand side by side in one process
+HELP = flags.DEFINE_bool("help", False, "Shows this list.", short_name="h", flag_values=FLAGS)
+PROMPT = flags.DEFINE_string(
+    "prompt", None, "What to draw, how to edit, or what to answer.", flag_values=FLAGS
+)
+IMAGE = flags.DEFINE_multi_string(
+    "image", [], "A reference picture; may be repeated.", flag_values=FLAGS
+)
+REQUESTS = flags.DEFINE_string(
+    "requests", None, f"JSONL file of requests; keys {KEYS}.", flag_values=FLAGS
+)
+THINK = flags.DEFINE_bool("think", True, "Reason before drawing.", flag_values=FLAGS)
+TASK = flags.DEFINE_enum(
+    "task", "draw", TASKS, "reflect: draw, look, repair; understand: answer.", flag_values=FLAGS
+)
+SIZE = flags.DEFINE_string(
+    "size", None, "Height x width, e.g. 64x64; default: see README.", flag_values=FLAGS
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of noise and sampled thoughts.", flag_values=FLAGS)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "Denoising steps; default the system's.", flag_values=FLAGS
+)
+TEXT = flags.DEFINE_float(
+    "text_guidance", None, "Text guidance scale; default the system's.", flag_values=FLAGS
+)
+PICTURE = flags.DEFINE_float(
+    "image_guidance", None, "Image guidance scale; default the system's.", flag_values=FLAGS
+)
+NEGATIVE = flags.DEFINE_string(
+    "negative", None, "Negative prompt; default the system's.", flag_values=FLAGS
+)
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "Of thoughts and answers; 0 is greedy.", flag_values=FLAGS
+)
+ROUNDS = flags.DEFINE_integer("rounds", 1, "Most repairs of --task=reflect.", flag_values=FLAGS)
+OUT = flags.DEFINE_string(
+    "out", None, "PNG file, default picture.png; a folder with --requests.", flag_values=FLAGS
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Run or folder; default the shipped weights.", flag_values=FLAGS
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request with where its answer goes and what was changed about its pictures."""
+
+    request: Request
+    path: Path  # of the PNG
+    sources: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unknown arguments {argv[1:]}")
+        print(FLAGS.get_help()) if HELP.value else run()
+    except ValueError as err:
+        print(f"error: {err}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run() -> list[Result]:
+    """Answers all requests; every line is checked before the first is drawn.
+
+    Raises:
+      ValueError: for anything a user can put right.
+    """
+    asked = _asked()
+    cache.enable()
+    model = ThinkGen.from_pretrained(CHECKPOINT.value)
+    settings = default(
+        model.parts.system,
+        steps=STEPS.value,
+        text_guidance=TEXT.value,
+        image_guidance=PICTURE.value,
+        negative=NEGATIVE.value,
+        temperature=TEMPERATURE.value,
+        rounds=ROUNDS.value,
+    )
+    for one in asked:
+        check(one.request, model.parts.system)
+    model = ThinkGen(model.parts, model.params, settings)
+    results = []
+    for start in range(0, len(asked), settings.batch):  # what is drawn is written at once
+        results += _answer(model, asked[start : start + settings.batch], settings)
+    return results
+
+
+def _answer(model: ThinkGen, asked: Sequence[Asked], settings: Settings) -> list[Result]:
+    begun = time.monotonic()
+    results = model.generate([one.request for one in asked])
+    seconds = (time.monotonic() - begun) / len(asked)
+    for one, result in zip(asked, results, strict=True):
+        _write(one, result, settings, seconds)
+    return results
+
+
+def _asked() -> list[Asked]:
+    """The requests of the command line or of the file."""
+    if (PROMPT.value is None) == (REQUESTS.value is None):
+        raise ValueError("give either --prompt or --requests")
+    flags_ = {
+        "prompt": PROMPT.value,
+        "image": IMAGE.value,
+        "task": TASK.value,
+        "think": THINK.value,
+        "size": SIZE.value,
+        "seed": SEED.value,
+    }
+    if REQUESTS.value is None:
+        path = Path(OUT.value or "picture.png")
+        path = path if path.suffix else path.with_suffix(".png")
+        if path.suffix != ".png" or path.is_dir():
+            raise ValueError(f"--out={path}: want the name of a .png file")
+        _folder(path.parent)
+        return [_make(flags_, path)]
+    folder, source = Path(OUT.value or "pictures"), Path(REQUESTS.value)
+    _folder(folder)
+    asked = []
+    for number, line in enumerate(_lines(source), start=1):
+        try:
+            asked.append(_make({**flags_, **_parse(line)}, folder / f"{number:04}.png"))
+        except ValueError as err:
+            raise ValueError(f"--requests={source}, line {number}: {err}") from err
+    return asked
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as err:
+        raise ValueError(f"--requests={path} cannot be read: {err}") from err
+    if not lines:
+        raise ValueError(f"--requests={path} holds no request")
+    return lines
+
+
+def _parse(line: str) -> dict:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as err:
+        raise ValueError(f"no JSON: {err}") from err
+    if not isinstance(fields, dict):
+        raise ValueError('want an object, e.g. {"prompt": "a red circle"}')
+    unknown = sorted(set(fields) - set(KEYS))
+    if unknown:
+        raise ValueError(f"unknown keys {unknown}; known are {list(KEYS)}")
+    kinds = {"prompt": str, "task": str, "think": bool, "seed": int}
+    for name, kind in kinds.items():
+        if name in fields and type(fields[name]) is not kind:
+            raise ValueError(f"{name}={fields[name]!r} is no {kind.__name__}")
+    if isinstance(fields.get("image"), str):
+        fields["image"] = [fields["image"]]
+    return fields
+
+
+def _make(fields: dict, path: Path) -> Asked:
+    """Opens a request's pictures and reads its size."""
+    sources = tuple(map(str, fields["image"] or ()))
+    prompt = fields["prompt"] or ""
+    request, notes = ThinkGen.request(
+        prompt,
+        sources,
+        task=fields["task"],
+        think=fields["think"],
+        size=_size(fields["size"]),
+        seed=fields["seed"],
+    )
+    return Asked(request, path, sources, notes)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, cross, width = str(text).lower().partition("x")
+    if not cross or not height.strip().isdecimal() or not width.strip().isdecimal():
+        raise ValueError(f"--size={text}: want height x width in pixels, e.g. 64x64")
+    return int(height), int(width)
+
+
+def _folder(path: Path) -> None:
+    """Makes the folder of the answers, and refuses one that cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ValueError(f"--out: folder {path} cannot be made: {err.strerror}") from err
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"--out: folder {path} cannot be written")
+
+
+def _write(one: Asked, result: Result, settings: Settings, seconds: float) -> None:
+    """Writes PNG and JSON, and tells what matters on the screen."""
+    warning = "; ".join(filter(None, (*one.notes, result.warning)))
+    request = one.request
+    about = {
+        "prompt": request.prompt,
+        "images": list(one.sources),
+        "task": request.task,
+        "think": request.think,
+        "thought": result.thought,
+        "instruction": result.instruction,
+        "response": result.text,
+        "warning": warning,
+        "picture": None if result.image is None else one.path.name,
+        "size": None if result.image is None else list(result.image.shape[:2]),
+        "seed": request.seed,
+        "settings": vars(settings),
+        "checkpoint": CHECKPOINT.value or "shipped",
+        "seconds": round(seconds, 2),
+        "version": __version__,
+    }
+    try:
+        if result.image is not None:
+            images.save(one.path, result.image)
+        one.path.with_suffix(".json").write_text(
+            json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    except OSError as err:
+        raise ValueError(f"--out={one.path} cannot be written: {err.strerror}") from err
+    if result.thought:
+        print(f"thought: {result.thought}")
+    label = "answer" if request.task == "understand" else "instruction"
+    print(f"{label}: {result.instruction}")
+    if warning:
+        print(f"note: {warning}", file=sys.stderr)
+    print(one.path if result.image is not None else one.path.with_suffix(".json"))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Reads the flags; what is wrong with them is told in one line."""
+    flags.FLAGS(argv[:1])  # absl's own flags keep their defaults
+    try:
+        return FLAGS(argv)
+    except flags.Error as err:
+        print(f"error: {err}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
