@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from . import pixels, shapes, signs
@@ -346,8 +346,8 @@ def _is_off(planes: _Planes, blob: _Blob, core, color: str, fine: bool) -> bool:
     return distance > OFF_PALETTE
 
 
-def parse(image: UInt8[np.ndarray, "64 64 3"]) -> Parsed:
-    """What a picture holds: objects, signs, specks, background.
+def parse(image: np.ndarray) -> Parsed:
+    """What a picture, uint8 [64, 64, 3], holds: objects, signs, specks, background.
 
     Raises:
       ValueError: If the picture is not 64 x 64 RGB bytes.

@@ -15,7 +15,6 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import UInt8
 from scipy.optimize import linear_sum_assignment
 
 from . import pixels
@@ -280,7 +279,7 @@ def score_parsed(parsed: Parsed, spec: Spec) -> Score:
     return Score(strict, soft, reward, attr, rel, words.value, details)
 
 
-def score(image: UInt8[np.ndarray, "64 64 3"], spec: Spec) -> Score:
+def score(image: np.ndarray, spec: Spec) -> Score:
     """Scores a picture against a specification.
 
     Objects without signs: attr, or .7 attr + .3 rel. Signs without objects: the word score. Both:
@@ -293,7 +292,7 @@ def score(image: UInt8[np.ndarray, "64 64 3"], spec: Spec) -> Score:
     return score_parsed(parse(image), spec)
 
 
-def disturb(image: UInt8[np.ndarray, "64 64 3"], seed: int) -> UInt8[np.ndarray, "64 64 3"]:
+def disturb(image: np.ndarray, seed: int) -> np.ndarray:
     """One light nuisance, by seed: noise of 4 grey levels, blur of .3 pixels, or a shift of 6."""
     choice = int(np.random.default_rng(seed).integers(3))
     if choice == 0:
@@ -301,7 +300,7 @@ def disturb(image: UInt8[np.ndarray, "64 64 3"], seed: int) -> UInt8[np.ndarray,
     return pixels.blur(image, 0.3) if choice == 1 else pixels.shift_color(image, 6.0, seed)
 
 
-def score_robust(image: UInt8[np.ndarray, "64 64 3"], spec: Spec, seed: int) -> Score:
+def score_robust(image: np.ndarray, spec: Spec, seed: int) -> Score:
     """The lower of the scores of a picture and of a lightly disturbed copy of it.
 
     Nothing on the edge of a limit survives both; this is what reinforcement learning should see.
@@ -403,7 +402,7 @@ def _rating(value: float) -> float:
     return 1 + 4 * float(np.clip(value, 0, 1))
 
 
-def score_edit(image: UInt8[np.ndarray, "64 64 3"], source: Scene, target: Scene) -> EditScore:
+def score_edit(image: np.ndarray, source: Scene, target: Scene) -> EditScore:
     """Scores an edited picture; what had to change is what differs between the two scenes.
 
     Compliance is the share of fulfilled assertions (each changed thing right in every attribute
@@ -448,9 +447,7 @@ def score_edit(image: UInt8[np.ndarray, "64 64 3"], source: Scene, target: Scene
     return EditScore(compliance, same, clean, strict, reward, ratings, details)
 
 
-def score_edit_robust(
-    image: UInt8[np.ndarray, "64 64 3"], source: Scene, target: Scene, seed: int
-) -> EditScore:
+def score_edit_robust(image: np.ndarray, source: Scene, target: Scene, seed: int) -> EditScore:
     """The lower of the scores of an edited picture and of a lightly disturbed copy of it."""
     first = score_edit(image, source, target)
     second = score_edit(disturb(image, seed), source, target)
