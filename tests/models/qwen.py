@@ -9,9 +9,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tests.golden import cases, golden_dir
+from thinkgen_jax.data import prompts
 from thinkgen_jax.hf import mllm as table
 from thinkgen_jax.hf.rules import to_jax
-from thinkgen_jax.models import rope
 from thinkgen_jax.models.mllm import MllmConfig, init_params
 from thinkgen_jax.structs import Patches, Prompt
 
@@ -85,7 +85,7 @@ def patches(name, ids, grids) -> Patches:
         source, place = source + counts[b], 0
         for number, (h, w) in enumerate(row, start=1):
             span = slice(place, place + h * w)
-            positions[b, span] = rope.patch_positions(h, w, merge=merge)
+            positions[b, span] = prompts.patch_positions(h, w, merge=merge)
             sizes[b, span] = (h, w)
             segments[b, span] = number
             place += h * w
@@ -100,7 +100,7 @@ def prompt(name) -> Prompt:
     ids = roll_right(ARRAYS[f"{name}.input_ids"], mask).astype(np.int32)
     segments = roll_right(mask, mask).astype(np.int32)
     grids = row_grids(name)
-    where = rope.position_ids(ids, segments, grids, image_token_id=CFG.image_token_id)
+    where = prompts.position_ids(ids, segments, grids, image_token_id=CFG.image_token_id)
     cut = patches(name, ids, grids) if grids else None
     return Prompt(jnp.asarray(ids), jnp.asarray(segments), jnp.asarray(where), cut)
 
