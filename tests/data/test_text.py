@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Templates against official ids; responses taken apart; the tokenizer of the miniature world."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.golden import cases
+from tests.toy import SYSTEM, toy_text
+from thinkgen_jax.data import text as words
+from thinkgen_jax.data.text import SPECIAL
+from thinkgen_jax.models import presets
+
+ARRAYS, META = cases("pipeline_tiny")
+CASES = {n: c for n, c in META["cases"].items() if f"{n}.prompt_ids" in ARRAYS}
+IMAGE = 508
+
+
+@pytest.fixture(scope="module")
+def released():
+    return toy_text(replace(SYSTEM, system_prompt=presets.RELEASED_SYSTEM))
+
+
+@pytest.fixture(scope="module")
+def nano():
+    corpus = ["a red circle", "a blue square and a green star", "the sign says OPEN", "count 12345"]
+    return words.Text(words.train(corpus * 20, vocab_size=400), system="you draw.")
+
+
+# --- official -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prompts_equal_official(released, name):
+    case, want = CASES[name], ARRAYS[f"{name}.prompt_ids"][0].tolist()
+    images = len(case["image_sizes"] or ())
+    if case.get("think"):
+        # Two image tokens for the fixture's picture of 32 x 64 pixels.
+        got = released.think(case["prompt"], pictures=[want.count(IMAGE)] * images)
+    else:
+        got = released.pseudo(case["prompt"], images=images)
+    assert got == want
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_negative_prompts_equal_official(released, name):
+    got = released.pseudo(CASES[name].get("negative_prompt") or "")
+    assert got == ARRAYS[f"{name}.negative_ids"][0].tolist()
+
+
+def test_released_response_is_taken_apart(released):
+    whole = ARRAYS["think.sequences"][0].tolist()
+    response = whole[ARRAYS["think.prompt_ids"].shape[1] :]
+    assert released.split(response) == (
+        "the user wants a cat",
+        "a red cat on the green grass",
+        True,
+    )
+    assert released.decode(response) == CASES["think"]["decoded_output"][0]
+
+
+# --- by hand --------------------------------------------------------------------------------------
+
+
+def test_forms_by_hand(nano):
+    head = "<|im_start|>system\nyou draw.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    picture = "<|vision_start|>{}<|vision_end|>"
+    one, four = picture.format("<|image_pad|>"), picture.format("<|image_pad|>" * 4)
+    shown = nano.decode
+    assistant = "<|im_start|>assistant\n"
+    assert shown(nano.think("p")) == head.format("p") + assistant + "<think>\n"
+    assert shown(nano.think("p", pictures=[4, 1])) == (
+        head.format(four + one + "p") + assistant + "<think>\n"
+    )
+    assert shown(nano.pseudo("p", images=1)) == (
+        head.format(one + "p") + assistant + "<think>\n</think>" + one + "p"
+    )
+    question = f"<|im_start|>user\n{four}p<|im_end|>\n{assistant}"
+    assert shown(nano.question("p", pictures=[4])) == question
+    assert shown(nano.answer("two")) == "two<|im_end|>"
+
+
+def test_what_is_written_is_read_back(nano):
+    written = nano.response("a blue square", "a red circle")
+    assert nano.split(written) == ("a blue square", "a red circle", True)
+    assert nano.split(nano.encode("never closed")) == ("never closed", "", False)
+    # Only the first marker counts; what stands behind it is the instruction.
+    twice = nano.encode("a</think>b</think>c<|im_end|>")
+    assert nano.split(twice) == ("a", "b</think>c", True)
+    assert nano.split(nano.encode("a</think><|im_end|>")) == ("a", "", True)
+
+
+def test_another_marker_takes_its_place(released):
+    tokenizer = released.tokenizer
+    other = words.Text(tokenizer, system="s", marker="<|video_pad|>")
+    assert other.close_id == 509
+    assert other.decode(other.pseudo("p")).endswith("<|im_start|>assistant\n<|video_pad|>p")
+
+
+# --- the tokenizer of the miniature world ---------------------------------------------------------
+
+
+def test_special_tokens_come_first(nano):
+    assert [nano.encode(token) for token in SPECIAL] == [[i] for i in range(len(SPECIAL))]
+    ids = presets.NANO_IDS
+    assert nano.image_id == ids["image_token_id"]
+    assert nano.encode("<|vision_start|><|vision_end|>") == [
+        ids["vision_start_token_id"],
+        ids["vision_end_token_id"],
+    ]
+    assert nano.close_id == len(SPECIAL) + 1
+
+
+def test_capitals_and_digits_are_spelled(nano):
+    """So that a word that training never saw can be written on a sign."""
+    for word in ("OPEN", "12345", "ZEBRA9"):
+        assert [nano.decode([i]) for i in nano.encode(word)] == list(word)
+    assert len(nano.encode(" circle")) < len(" circle")
+
+
+@pytest.mark.parametrize("said", ["a red circle", "  two  spaces\n", "sign 'OPEN'", "naïve ✓"])
+def test_every_string_survives(nano, said):
+    assert nano.decode(nano.encode(said)) == said
+
+
+def test_training_repeats_itself():
+    a, b = (words.train(["a red circle", "a blue star"] * 9, vocab_size=300) for _ in range(2))
+    assert a.get_vocab() == b.get_vocab()
+
+
+def test_folders(nano, tmp_path):
+    nano.tokenizer.save_pretrained(tmp_path)
+    again = words.load(tmp_path, system="you draw.")
+    assert again.think("a red circle 42") == nano.think("a red circle 42")
+    with pytest.raises(ValueError, match="no tokenizer.json"):
+        words.load(tmp_path / "nowhere", system="")
+    with pytest.raises(ValueError, match="no token '<INS>'"):
+        words.load(tmp_path, system="", marker="<INS>")
