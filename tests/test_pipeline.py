@@ -172,41 +172,6 @@ def quick():
     return putting.build(system, parts.text), params
 
 
-def test_a_mixed_batch_equals_single_requests(quick):
-    """Lengths, numbers and sizes of references and tasks mixed; order kept, rows independent."""
-    parts, params = quick
-    seen = picture(16, 24)
-    requests = [
-        Request("a red cat", size=(24, 32), seed=1),
-        Request("merge both", (seen, picture(20, 12)), size=(24, 32), seed=3),
-        Request("what is this", (seen,), task="understand"),
-        Request("a longer prompt about a red cat in the grass", (seen,), size=(24, 32), seed=4),
-        Request("remove it", (seen,), think=True, size=(24, 32), seed=6),
-    ]
-    settings = default(parts.system, text_guidance=1.0)
-    batch = pipeline.generate(parts, params, requests, settings)
-    sizes = [None if r.image is None else r.image.shape[:2] for r in batch]
-    assert sizes == [(24, 32), (24, 32), None, (24, 32), (24, 32)]
-    assert [bool(r.text) for r in batch] == [False, False, True, False, True]
-    for n in (0, 1):
-        (alone,) = pipeline.generate(parts, params, [requests[n]], settings)
-        difference = np.abs(alone.image.astype(int) - batch[n].image.astype(int))
-        assert difference.max() <= 1, requests[n]
-
-
-def test_references_matter_and_seeds_repeat(quick):
-    parts, params = quick
-    first = Request("make it blue", (picture(16, 16),), seed=1)
-    other = replace(first, images=(picture(16, 16),))
-    settings = default(parts.system, text_guidance=1.0)
-    a, b = pipeline.generate(parts, params, [first, other], settings)
-    c, _ = pipeline.generate(parts, params, [first, other], settings)
-    assert (a.image == c.image).all() and not (a.image == b.image).all()
-
-
-# --- what the MLLM writes -------------------------------------------------------------------------
-
-
 def writes(parts, *responses):
     """A sampler that writes the given texts, in turn for each call."""
     queue = list(responses)
@@ -234,6 +199,39 @@ def wordy(quick, monkeypatch):
         return parts, params
 
     return script
+
+
+def test_a_mixed_batch_equals_single_requests(wordy):
+    """Lengths, numbers and sizes of references and tasks mixed; order kept, rows independent."""
+    parts, params = wordy("hm</think>remove the dog<|im_end|>", "a dog<|im_end|>")
+    seen = picture(16, 24)
+    requests = [
+        Request("a red cat", size=(24, 32), seed=1),
+        Request("merge both", (seen, picture(20, 12)), size=(24, 32), seed=3),
+        Request("what is this", (seen,), task="understand"),
+        Request("a longer prompt about a red cat in the grass", (seen,), size=(24, 32), seed=4),
+        Request("remove it", (seen,), think=True, size=(24, 32), seed=6),
+    ]
+    settings = default(parts.system, text_guidance=1.0)
+    batch = pipeline.generate(parts, params, requests, settings)
+    sizes = [None if r.image is None else r.image.shape[:2] for r in batch]
+    assert sizes == [(24, 32), (24, 32), None, (24, 32), (24, 32)]
+    assert [bool(r.text) for r in batch] == [False, False, True, False, True]
+    assert (batch[2].instruction, batch[4].instruction) == ("a dog", "remove the dog")
+    for n in (0, 1):
+        (alone,) = pipeline.generate(parts, params, [requests[n]], settings)
+        difference = np.abs(alone.image.astype(int) - batch[n].image.astype(int))
+        assert difference.max() <= 1, requests[n]
+
+
+def test_references_matter_and_seeds_repeat(quick):
+    first = Request("make it blue", (picture(16, 16),), seed=1)
+    asked = (first, replace(first, images=(picture(16, 16),)), first, replace(first, seed=2))
+    a, b, c, d = (pipeline.generate(*quick, [request])[0].image for request in asked)
+    assert (a == c).all() and (a != b).any() and (a != d).any()
+
+
+# --- what the MLLM writes -------------------------------------------------------------------------
 
 
 def test_a_missing_marker_is_told(wordy):
@@ -364,10 +362,10 @@ def test_the_object_takes_messages_and_odd_pictures(quick):
         {"type": "text", "value": "make it"},
         {"type": "text", "value": "blue"},
     ]
-    result = model.generate_image(messages, think=False, seed=5, steps=1)
+    result = model.generate_image(messages, think=False, seed=5, negative="cat")
     request = Request("make it blue", (np.repeat(gray[..., None], 3, -1),), seed=5)
-    (want,) = model.generate([request], steps=1)
-    assert (result.image == want.image).all()
+    (want,), (other,) = model.generate([request], negative="cat"), model.generate([request])
+    assert (result.image == want.image).all() and (result.image != other.image).any()
     assert "picture 1: converted from mode L" in result.warning
     assert isinstance(model.generate_text("what is it", [gray]), str)
     with pytest.raises(ValueError, match="'text' or 'image'"):
