@@ -10,6 +10,7 @@ nothing is evidence over its prompts, not a proof.
 """
 
 import argparse
+import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -245,11 +246,12 @@ def _asked(spec: Spec) -> str:
 
 
 def _report_static(scenes: int) -> None:
-    print(f"{'mean reward':16}", *(f"{f[:8]:>9}" for f in DRAWN), "   strict, %")
+    heads = "".join(f"{family[:8]:>9}" for family in DRAWN)
+    logging.info("%-16s%s%12s", "mean reward", heads, "strict, %")
     for name in STATIC:
         rows = [static_attack(name, family, scenes) for family in DRAWN]
-        cells = (f"{r:9.2f}" for r, _ in rows)
-        print(f"{name:16}", *cells, f"{100 * np.mean([s for _, s in rows]):9.1f}", flush=True)
+        cells = "".join(f"{reward:9.2f}" for reward, _ in rows)
+        logging.info("%-16s%s%12.1f", name, cells, 100 * np.mean([s for _, s in rows]))
 
 
 def _report_search(prompts: int, evaluations: int, out: Path) -> None:
@@ -260,26 +262,25 @@ def _report_search(prompts: int, evaluations: int, out: Path) -> None:
         _, spec = probe(family, index // len(DRAWN), split="search")
         haul = search(spec, generator("search", family, index), evaluations)
         rewards.append(haul.reward)
-        kind, asked = "strict" if haul.strict else "best", _asked(spec)
-        print(f"{family:12} {haul.reward:.3f} {haul.evaluations:5} {kind:6} {asked}", flush=True)
         reached += haul.strict
-        name = f"{kind}_{index:03}_{asked}.png"
-        picture = Image.fromarray(haul.image)
-        picture.resize((256, 256), Image.Resampling.NEAREST).save(out / name)
-    print(
-        f"{reached} of {prompts} prompts reached strict, mean best reward {np.mean(rewards):.3f}, "
-        f"{time.perf_counter() - start:.0f} s; judge the pictures in {out} by eye"
-    )
+        kind, asked = "strict" if haul.strict else "best", _asked(spec)
+        logging.info("%-12s %.3f %5d %-6s %s", family, haul.reward, haul.evaluations, kind, asked)
+        picture = Image.fromarray(haul.image).resize((256, 256), Image.Resampling.NEAREST)
+        picture.save(out / f"{kind}_{index:03}_{asked}.png")
+    mean, seconds = float(np.mean(rewards)), time.perf_counter() - start
+    logging.info("%d of %d prompts reached strict, best rewards %.3f", reached, prompts, mean)
+    logging.info("%.0f s; judge the pictures in %s by eye", seconds, out)
 
 
 def main() -> None:
-    """Runs the static attacks and the search, prints both."""
+    """Runs the static attacks and the search, and logs both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=40, help="of the static attacks, per family")
     parser.add_argument("--prompts", type=int, default=24, help="of the search")
     parser.add_argument("--evaluations", type=int, default=2200, help="of the search, per prompt")
     parser.add_argument("--out", type=Path, default=Path("outputs/attacks"))
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     _report_static(args.scenes)
     if args.prompts:
         _report_search(args.prompts, args.evaluations, args.out)

@@ -6,6 +6,7 @@ the near misses: the share that is accepted although one attribute is wrong.
 """
 
 import argparse
+import logging
 import time
 from typing import NamedTuple
 
@@ -51,19 +52,20 @@ def false_accepts(nuisance: str, family: str, scenes: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Prints the table and says which gates hold."""
+    """Logs the table and says which gates hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=100, help="per family and nuisance")
     args = parser.parse_args()
-    short = [f[:7] for f in FAMILIES]
-    print(f"{'rejected, %':26}{'mean':>7}", *(f"{name:>8}" for name in short))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    heads = "".join(f"{family[:7]:>8}" for family in FAMILIES)
+    logging.info("%-26s%7s%s", "rejected, %", "mean", heads)
     means = {}
     for name in pixels.NUISANCES:
         rows = [false_rejects(name, family, args.scenes) for family in FAMILIES]
         means[name] = sum(r.rate for r in rows) / len(rows)
-        cells = (f"{100 * r.rate:8.1f}" for r in rows)
+        cells = "".join(f"{100 * r.rate:8.1f}" for r in rows)
         speed = 1e3 * sum(r.seconds for r in rows) / sum(r.count for r in rows)
-        print(f"{name:26}{100 * means[name]:7.1f}", *cells, f"  {speed:.1f} ms", flush=True)
+        logging.info("%-26s%7.1f%s  %.1f ms", name, 100 * means[name], cells, speed)
         if name == "clean":
             text = rows[-1].rate
     accepted = [false_accepts(n, f, args.scenes) for n in MISS_NUISANCES for f in FAMILIES]
@@ -77,7 +79,7 @@ def main() -> None:
     }
     for name, (value, bound) in gates.items():
         verdict = "holds" if value <= bound else "BROKEN"
-        print(f"{name:26}{100 * value:7.2f} %  (bound {100 * bound:.1f} %)  {verdict}")
+        logging.info("%-26s%7.2f %%  (bound %.1f %%)  %s", name, 100 * value, 100 * bound, verdict)
 
 
 if __name__ == "__main__":
