@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks that every recipe shares, and the config argument.
 
-The argument is a comma list, preset first: `:tiny`, `:thinkgen`, `:thinkgen,mesh=v5p-64`. Everything
-else is `--config.key=value`. A config file is Python and is executed: load only files you trust.
+The argument is a comma list, preset first: `:tiny`, `:thinkgen`, `:thinkgen,mesh=v5p-64`.
+Everything else is `--config.key=value`. A config file is Python and is executed: load only files
+you trust.
 """
 
 from ml_collections import ConfigDict
@@ -103,7 +104,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     """What `:tiny` means: two steps, a batch of two."""
     config.steps = 2
     config.evaluate.count = 0
-    for name, plan in config.plans.items():
+    for plan in config.plans.values():
         if "batch" in plan:
             plan.batch = 2
         else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 3, fine-tuning: all of the DiT on a smaller, better set: more signs, more edits, low rate."""
+"""Stage 3, fine-tuning: all of the DiT on a better set (more signs, more edits), low rate."""
 
 from configs import align, common
 

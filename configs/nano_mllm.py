@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preparation of the nano system: its MLLM learns to think, to look and to write.
 
-The released system gets Qwen3-VL-8B-Thinking ready-made. It is left imperfect on purpose: a share of
-its reasoning thoughts come to a wrong conclusion, so that reinforcement has something to teach.
+The released system gets Qwen3-VL-8B-Thinking ready-made. It is left imperfect on purpose: a share
+of its reasoning thoughts come to a wrong conclusion, so that reinforcement has something to teach.
 """
 
 from configs import common

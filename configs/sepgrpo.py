@@ -4,8 +4,8 @@
   mllm_grpo   G thoughts per prompt, drawn from one initial noise by the frozen DiT
   dit_grpo    G denoising paths per prompt under one shared thought, the MLLM frozen
 
-Each phase has its own data, rewards, optimizer and group shape. `mllm_grpo.py` and `dit_grpo.py` run
-one phase alone.
+Each phase has its own data, rewards, optimizer and group shape. `mllm_grpo.py` and `dit_grpo.py`
+run one phase alone.
 """
 
 from configs import common
@@ -25,9 +25,7 @@ def token_plan(nano: bool) -> dict:
         ),
         draw=common.draw(8 if nano else 20, text=2.0 if nano else 4.0),
         rewards=dict(miniature_robust=1.0),
-        token=dict(
-            clip_low=0.2, clip_high=0.3, kl=1e-2, per_sequence=False, temperature=1.0
-        ),
+        token=dict(clip_low=0.2, clip_high=0.3, kl=1e-2, per_sequence=False, temperature=1.0),
     )
 
 
@@ -51,9 +49,7 @@ def path_plan(nano: bool) -> dict:
 def optims(nano: bool) -> dict:
     """One optimizer per policy."""
     return dict(
-        mllm=common.optim(
-            lr=1e-4 if nano else 1e-6, warmup_steps=2 if nano else 10, b2=0.999
-        ),
+        mllm=common.optim(lr=1e-4 if nano else 1e-6, warmup_steps=2 if nano else 10, b2=0.999),
         dit=common.optim(
             lr=5e-5 if nano else 1e-5, warmup_steps=2 if nano else 10, b2=0.999, weight_decay=1e-4
         ),

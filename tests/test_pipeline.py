@@ -3,14 +3,15 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.golden import assert_golden, cases
 from tests.toy import SYSTEM, tiny, toy_text
+from thinkgen_jax import checkpoint, pipeline
 from thinkgen_jax import parts as putting
-from thinkgen_jax import pipeline
 from thinkgen_jax.data import images
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
@@ -380,6 +381,32 @@ def test_a_saved_system_draws_the_same(quick, tmp_path):
     request = Request("a red cat", size=(16, 16), seed=1)
     (a,), (b,) = model.generate([request]), pipeline.generate(parts, params, [request])
     assert (a.image == b.image).all()
+
+
+def test_a_run_is_read_with_what_it_lacks_from_the_assets(monkeypatch, tmp_path):
+    """Running averages win over parameters; trees that the run does not hold are shipped ones."""
+    parts, params = tiny()
+    assets.save(tmp_path, parts.system, params._asdict(), parts.text, dtype="float32")
+    monkeypatch.setattr(putting, "ASSETS", tmp_path)
+    monkeypatch.setitem(presets.PRESETS, "toy", parts.system)
+    double = jax.tree.map(lambda x: 2 * x, params.dit)
+    state = {"dit": TrainState(jnp.zeros((), jnp.int32), params.dit, {}, double)}
+    meta = {"preset": "toy", "config": {"prepad": None}}
+    with checkpoint.Checkpoints(tmp_path / "run") as saves:
+        saves.save(1, state, data={}, meta=meta)
+    model = ThinkGen.from_pretrained(tmp_path / "run")
+    assert model.parts.system == parts.system
+    jax.tree.map(np.testing.assert_array_equal, model.params, params._replace(dit=double))
+    with checkpoint.Checkpoints(tmp_path / "less") as saves:
+        saves.save(1, state, data={}, meta={**meta, "config": {"prepad": 2}})
+    with pytest.raises(ValueError, match="prepad_embed"):
+        ThinkGen.from_pretrained(tmp_path / "less")
+
+
+def test_missing_assets_are_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(putting, "ASSETS", tmp_path)
+    with pytest.raises(ValueError, match="no shipped weights"):
+        ThinkGen.from_pretrained()
 
 
 def test_foreign_folders_are_refused(tmp_path):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one training step is: the table of phases, and who learns when.
 
-A phase is a data stream and an update (states, batch, key) -> (states, metrics, pictures). Supervised
-stages have one phase; SepGRPO alternates two:
+A phase is a data stream and an update (states, batch, key) -> (states, metrics, pictures).
+Supervised stages have one phase; SepGRPO alternates two:
 
   vae_sft    the autoencoder reconstructs           (preparation of the nano system)
   text_sft   the MLLM learns to write               (preparation of the nano system)
@@ -154,9 +154,7 @@ def _vae(plan: SftPlan, setup: Setup) -> Phase:
         setup.parts.vae, learner.tx, weights=plan.loss, ema_decay=learner.config.ema_decay
     )
     shape = _shape(setup)
-    data = [
-        batches.picture_stream(s, shape, size=plan.batch, crop=plan.crop) for s in plan.streams
-    ]
+    data = [batches.picture_stream(s, shape, size=plan.batch, crop=plan.crop) for s in plan.streams]
 
     def update(states: States, batch, key: Key):
         state, metrics = step(states["vae"], batch, key)
@@ -221,9 +219,7 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         mask = thinking.mask & jnp.asarray(np.repeat(usable, plan.group))[:, None]
         old = logprobs(params.mllm, thinking.prompt, mask)
         ref = logprobs(reference, thinking.prompt, mask) if plan.token.kl else None
-        thoughts = Thoughts(
-            thinking.prompt, mask, old, ref, jnp.asarray(advantage.reshape(-1))
-        )
+        thoughts = Thoughts(thinking.prompt, mask, old, ref, jnp.asarray(advantage.reshape(-1)))
         state = states["mllm"]
         for inner in range(plan.inner):
             state, metrics = grpo_step(state, thoughts)

@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from thinkgen_jax import checkpoint, parts, sharding
+from thinkgen_jax.bench import miniature
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
@@ -228,17 +229,13 @@ def _tuples(block: dict) -> dict:
 def evaluation(
     config: ConfigDict, setup: Setup, states: States, workdir: Path, when: str
 ) -> dict[str, np.ndarray]:
-    """Scores on held-out prompts, kept in `<workdir>/<when>.json` so that a resumed run has them."""
+    """Scores on held-out prompts, kept in `<workdir>/<when>.json` for resumed runs."""
     if not config.evaluate.count:
         return {}
     path = workdir / f"{when}.json"
     if path.exists():
         return {k: np.asarray(v) for k, v in json.loads(path.read_text()).items()}
-    params = Params(
-        *(states[t].params if t in states else setup.frozen[t] for t in Params._fields)
-    )
-    from thinkgen_jax.bench import miniature
-
+    params = Params(*(states[t].params if t in states else setup.frozen[t] for t in Params._fields))
     scores = miniature.sampled(
         setup.parts,
         params,

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """One group: requests become G thoughts or G paths, pictures, rewards and a batch to learn from.
 
-* Phase A (`think_group`): G thoughts per request at temperature 1; the frozen DiT draws each from the
-  same initial noise inside a group, so that rewards differ by the text alone.
+* Phase A (`think_group`): G thoughts per request at temperature 1; the frozen DiT draws each from
+  the same initial noise inside a group, so that rewards differ by the text alone.
 * Phase B (`path_group`): one condition per request, shared by its group; the DiT draws G stochastic
   paths from different noise.
 * Requests of one batch are of one kind (drawing, editing, ...): shapes stay static.
-* An invalid response (no marker, or nothing behind it) gets the least valid reward of its group, or the
-  reward's floor if that is less; a group without a valid response, or whose reward failed, is dropped
-  and counted.
+* An invalid response (no marker, or nothing behind it) gets the least valid reward of its group, or
+  the reward's floor if that is less; a group without a valid response, or whose reward failed, is
+  dropped and counted.
 
 Source: paper 4 (SepGRPO); Flow-GRPO.
 """
@@ -319,7 +319,10 @@ def samples(
         words, valid = [r.prompt for r in rows], np.ones(len(rows), bool)
     else:
         ids, segments = np.asarray(thinking.decoded.ids), np.asarray(thinking.decoded.segments)
-        texts = [parts.text.split(row[mask > 0].tolist()) for row, mask in zip(ids, segments)]
+        texts = [
+            parts.text.split(row[mask > 0].tolist())
+            for row, mask in zip(ids, segments, strict=True)
+        ]
         words, valid = [t[1] for t in texts], np.asarray(thinking.valid)
         if len(words) < len(rows):  # one thought shared by its group
             words, valid = np.repeat(words, group).tolist(), np.repeat(valid, group)

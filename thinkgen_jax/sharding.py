@@ -27,8 +27,8 @@ ACT_RULES = {
     None: None,
 }
 
-# First match wins; `layers` stacks add a leading [L]. `PLANE` is the two-axis FSDP of the DiT, whose 21
-# query heads, 7 key/value heads and width 2520 no power of two past 8 divides.
+# First match wins; `layers` stacks add a leading [L]. `PLANE` is the two-axis FSDP of the DiT,
+# whose 21 query heads, 7 key/value heads and width 2520 no power of two past 8 divides.
 PLANE = ("fsdp", "tensor")
 PARAM_RULES: tuple[tuple[str, P], ...] = (
     # gains and biases, stacked or not

@@ -2,15 +2,15 @@
 """The records that travel between floors: the vocabulary of the repository.
 
 Letters in shapes mean the same everywhere:
-  B batch · T query or text length · S key length · D MLLM width · E condition width (2 D, two tapped
-  layers) · W DiT width · N heads · K key/value heads · H head dim · F feed-forward width · V vocabulary
-  · L layers · P patches · R reference images · G group size · J denoising steps · h w latent grid
-  · c latent channels · C values of one DiT token (patch · patch · c).
+  B batch · T query or text length · S key length · D MLLM width · E condition width (2 D, two
+  tapped layers) · W DiT width · N heads · K key/value heads · H head dim · F feed-forward width · V
+  vocabulary · L layers · P patches · R reference images · G group size · J denoising steps · h w
+  latent grid · c latent channels · C values of one DiT token (patch · patch · c).
 
 Host records are frozen dataclasses of numpy arrays and are never traced. Device records are
-NamedTuples of arrays: pytrees that can be jitted, donated and saved. Conventions: pictures are NHWC,
-uint8 on the host and float32 in [-1, 1] on the device; flow time runs from 0 (noise) to 1 (data);
-latents are always shifted and scaled; segments are 0 at padding.
+NamedTuples of arrays: pytrees that can be jitted, donated and saved. Conventions: pictures are
+NHWC, uint8 on the host and float32 in [-1, 1] on the device; flow time runs from 0 (noise) to 1
+(data); latents are always shifted and scaled; segments are 0 at padding.
 """
 
 from dataclasses import dataclass, field
@@ -90,8 +90,8 @@ class Sample:
 class Patches(NamedTuple):
     """Pictures of a batch cut for the vision tower, padded to P patches a row.
 
-    `slots` gives for each merged token (merge² patches) the place in the prompt it fills; places past
-    the prompt's end are dropped.
+    `slots` gives for each merged token (merge² patches) the place in the prompt it fills; places
+    past the prompt's end are dropped.
     """
 
     pixels: Float[Array, "B P X"]  # X = channels · temporal · patch · patch values in [-1, 1]
@@ -128,8 +128,8 @@ class Condition(NamedTuple):
 class Packed(NamedTuple):
     """Latents cut into DiT tokens: targets of any size, or references one behind the other.
 
-    For references `segments` is the number of the picture in its row from 1 (at most 5), for targets
-    1; 0 at padding.
+    For references `segments` is the number of the picture in its row from 1 (at most 5), for
+    targets 1; 0 at padding.
     """
 
     tokens: Float[Array, "B T C"]

@@ -22,7 +22,6 @@ from ml_collections import ConfigDict, config_flags
 
 from thinkgen_jax import cache, checkpoint, logs, phases, recipe, report, sharding
 from thinkgen_jax.phases import Phase, Setup
-from thinkgen_jax.steps import state as learning
 from thinkgen_jax.structs import States
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
@@ -69,9 +68,7 @@ def run(config: ConfigDict) -> Path:
             return workdir
         setup, states = recipe.load(config, log)
         built = {name: phases.build(name, plan, setup) for name, plan in recipe.plans(config)}
-        checkpoint.ensure_space(
-            workdir, checkpoint.nbytes(states) * (config.checkpoint.keep + 2)
-        )
+        checkpoint.ensure_space(workdir, checkpoint.nbytes(states) * (config.checkpoint.keep + 2))
         start = 0
         if saves.latest_step is not None:
             start, states = resume(saves, states, built)

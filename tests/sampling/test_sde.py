@@ -73,13 +73,13 @@ def test_cps_keeps_the_noise_level():
 def test_flow_sde_keeps_the_marginal():
     """For data 0 the marginal at t is N(0, (1 - t)²): many small steps must keep it."""
     key = jax.random.key(0)
-    grid = np.linspace(0, 0.9, 401).astype(np.float32)
+    grid = jnp.linspace(0, 0.9, 401)
     x = jax.random.normal(key, (20000, 1))
 
     def step(x, xs):
         t, after, k = xs
         u = -x / (1 - t)  # E[data - noise | x_t] when the data is 0
-        mean, std, _ = sde.flow_sde(x, u, t, after, jnp.float32(grid[1]), 0.7)
+        mean, std, _ = sde.flow_sde(x, u, t, after, grid[1], 0.7)
         return mean + std * jax.random.normal(k, x.shape), None
 
     keys = jax.random.split(jax.random.key(1), 400)

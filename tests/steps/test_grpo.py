@@ -58,9 +58,7 @@ def test_surrogate_clips_only_what_pays():
     """Ratios 1.5 and 0.5 under both signs, bounds [0.8, 1.3]."""
     new = jnp.log(jnp.array([1.5, 1.5, 0.5, 0.5]))
     advantage = jnp.array([1.0, -1.0, 1.0, -1.0])
-    loss, ratio, clipped = grpo.surrogate(
-        new, jnp.zeros(4), advantage, clip_low=0.2, clip_high=0.3
-    )
+    loss, ratio, clipped = grpo.surrogate(new, jnp.zeros(4), advantage, clip_low=0.2, clip_high=0.3)
     np.testing.assert_allclose(ratio, [1.5, 1.5, 0.5, 0.5], rtol=1e-6)
     np.testing.assert_allclose(loss, [-1.3, 1.5, -0.5, 0.8], rtol=1e-6)
     np.testing.assert_array_equal(clipped, [1, 0, 0, 1])

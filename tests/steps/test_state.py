@@ -33,7 +33,7 @@ def run(accumulate, config=PLAIN, data=None):
 
 
 def test_gradient_is_that_of_the_global_mean():
-    """d/dw sum(w_i (w x_i - 1)²) / sum(w_i) at w = 0.5: sum 2 w_i x_i (x_i/2 - 1) / 4 = (-1 + 6 + 8) / 4."""
+    """At w = 0.5 it is sum 2 w_i x_i (x_i / 2 - 1) / 4 = (-1 + 6 + 8) / 4."""
     _, _, metrics = run(1)
     np.testing.assert_allclose(float(metrics["grad_norm"]), 3.25, rtol=1e-6)
     np.testing.assert_allclose(float(metrics["loss"]), (0.25 + 2 * 0.25 + 1) / 4, rtol=1e-6)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The grain graph: examples mapped, batched, mixed and resumable, all of static shape.
 
-Batches of different make-up (with and without references) are streams of their own, mixed by weight a
-batch at a time: each has one shape, so each compiles once. The position of a mixed stream is one
-number, and batch n is the same whoever asks for it.
+Batches of different make-up (with and without references) are streams of their own, mixed by
+weight a batch at a time: each has one shape, so each compiles once. The position of a mixed stream
+is one number, and batch n is the same whoever asks for it.
 """
 
 import json
@@ -102,9 +102,7 @@ def picture_stream(stream: Stream, shape: Shape, *, size: int, crop: int):
 
 def request_stream(stream: Stream, shape: Shape, *, size: int):
     """Lists of `size` requests."""
-    example = partial(
-        sources.request, seed=shape.seed, split=shape.split, weights=stream.scenarios
-    )
+    example = partial(sources.request, seed=shape.seed, split=shape.split, weights=stream.scenarios)
     return batched(example, size, list)
 
 

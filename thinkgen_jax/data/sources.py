@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random access to training examples of the miniature world: index in, one example out.
 
-An example is a pure function of (seed, split, index), so any of them can be looked at again, and the
-position in a stream is one number.
+An example is a pure function of (seed, split, index), so any of them can be looked at again, and
+the position in a stream is one number.
 
 * A `Drawing` is what the supervised DiT stages read: pseudo-CoT words, picture, references.
 * A `Writing` is what the MLLM learns to write: prompt, response, pictures it looks at.
@@ -49,9 +49,9 @@ def drawing(
 ) -> Drawing:
     """Makes one supervised picture.
 
-    Half of the pictures are described in the user's explicit words, half in the instruction's, so that
-    the DiT obeys both. With probability `drop` the words are dropped, and then, every second time, the
-    references too: what guidance needs.
+    Half of the pictures are described in the user's explicit words, half in the instruction's, so
+    that the DiT obeys both. With probability `drop` the words are dropped, and then, every second
+    time, the references too: what guidance needs.
     """
     rng = generator(seed, "drawing", index)
     item = tasks.mixed(weights, _spread(index, seed), split)

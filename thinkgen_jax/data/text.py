@@ -3,12 +3,12 @@
 
 Forms of a request, after system and user turn:
   think        `<|im_start|>assistant\\n<think>\\n`, for the MLLM to continue
-  pseudo-CoT   `<|im_start|>assistant\\n<think>\\n</think>` + instruction, read in one pass; supervised
-               stages, no-think inference and negative prompts use it
+  pseudo-CoT   `<|im_start|>assistant\\n<think>\\n</think>` + instruction, read in one pass;
+               supervised stages, no-think inference and negative prompts use it
   question     user turn alone (no system prompt) and `<|im_start|>assistant\\n`
 
-* Each picture stands as `<|vision_start|><|image_pad|><|vision_end|>` before the user's words. Where
-  the MLLM gets its pixels, the pad is repeated once per merged token.
+* Each picture stands as `<|vision_start|><|image_pad|><|vision_end|>` before the user's words.
+  Where the MLLM gets its pixels, the pad is repeated once per merged token.
 * The nano tokenizer is byte-level BPE over the miniature world's sentences; runs of capitals and
   digits are spelled character by character, so that unseen words can be written on signs.
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names and layouts: released tensors to our parameter trees and back, every name accounted for.
 
-A model's table is a tuple of `Rule`s. `{i}` in a released name runs over the layers that we stack on a
-leading axis. Both directions refuse what they cannot place, listing every name.
+A model's table is a tuple of `Rule`s. `{i}` in a released name runs over the layers that we stack
+on a leading axis. Both directions refuse what they cannot place, listing every name.
 """
 
 import re

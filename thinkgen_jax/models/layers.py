@@ -14,8 +14,8 @@ Dtype = str  # name of a jax dtype, so that configs stay hashable and printable
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis with a learned gain.
 
-    Statistics are float32; the result is cast to the input's dtype before the gain multiplies it, as
-    the released weights expect in bfloat16.
+    Statistics are float32; the result is cast to the input's dtype before the gain multiplies it,
+    as the released weights expect in bfloat16.
     """
 
     eps: float = 1e-6

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latents to DiT tokens and back: one size for the whole batch, or any sizes packed with segments."""
+"""Latents to DiT tokens and back: one size for a batch, or any sizes packed with segments."""
 
 from collections.abc import Sequence
 

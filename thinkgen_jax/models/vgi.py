@@ -4,8 +4,8 @@
 The last two residual streams of the instruction's tokens, before the final norm, are the condition;
 the learned prepadding states, which live in the DiT's tree, are put before them inside the DiT.
 
-* Supervised stages and no-think inference put the prompt itself behind an empty thought; thinking puts
-  the MLLM's own instruction there. Both pass the same function.
+* Supervised stages and no-think inference put the prompt itself behind an empty thought; thinking
+  puts the MLLM's own instruction there. Both pass the same function.
 * `embed` is the plain conditioner behind which a DiT is pre-trained before a connector exists.
 
 Source: paper 3.2; ThinkGen@7388ad5 pipelines/pipeline_thinkgen.py (cut rule, think path).

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """DiT-GRPO (Flow-GRPO): the update of stage 5 on sampled denoising paths, one term per step.
 
-* Each (sample, step) is one action; its log-probability is the mean over latent elements, so the clip
-  range is tiny (1e-4).
-* The KL term is mean((mean - reference mean)²) / (2 s²) with s the diffusion, without the time step.
+* Each (sample, step) is one action; its log-probability is the mean over latent elements, so the
+  clip range is tiny (1e-4).
+* The KL term is mean((mean - reference mean)²) / (2 s²) with s the diffusion, without the time
+  step.
 * Gradients are summed over the trained steps one after the other: memory is that of one step.
 
 Source: flow_grpo@ac4c86e (loss, constants); paper 4 (SepGRPO).
@@ -21,7 +22,7 @@ from thinkgen_jax.sampling import flow, sde
 from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.steps import grpo
 from thinkgen_jax.steps.state import Learner, apply, gradient
-from thinkgen_jax.structs import Condition, Trajectory, Tree, TrainState
+from thinkgen_jax.structs import Condition, TrainState, Trajectory, Tree
 
 METRICS = ("kl", "ratio", "clipped", "drift")
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen side of every drawing step: pictures to latent tokens, prompts to conditions.
 
-Training, rollout and inference all condition the DiT through these functions, so they cannot disagree
-about what it sees.
+Training, rollout and inference all condition the DiT through these functions, so they cannot
+disagree about what it sees.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Encoder:
     def pixels_to_tokens(
         self, params: Tree, pixels: Int[Array, "B y x 3"], key: Key | None = None
     ) -> Packed:
-        """Latent tokens of uint8 pictures; samples the posterior with a key, else takes its mode."""
+        """Latent tokens of uint8 pictures: a posterior sample with a key, else its mode."""
         x = to_signed(pixels)
         latents = self.vae.apply({"params": params}, x, key, method="encode")
         return pack(latents, patch=self.patch)

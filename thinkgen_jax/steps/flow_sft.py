@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Supervised flow matching: align, pretrain and finetune, and the DiT's preparation.
 
-x_t = t · data + (1 - t) · noise, target u = data - noise, squared error summed over all latent elements
+x_t = t · data + (1 - t) · noise, target u = data - noise, squared error summed over all latent
+elements
 of the global batch and divided by their number: large pictures weigh more, as in the release.
 
 * The MLLM is frozen; its states behind the empty thought are the condition.
@@ -20,7 +21,7 @@ from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.sampling import flow
 from thinkgen_jax.steps.encode import Encoder
 from thinkgen_jax.steps.state import Learner, learn
-from thinkgen_jax.structs import Condition, FlowBatch, Key, Packed, Tree, TrainState
+from thinkgen_jax.structs import Condition, FlowBatch, Key, Packed, TrainState, Tree
 
 EMBED = "text_embed"  # subtree of the plain conditioner
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arithmetic of group-relative policy optimisation: arrays only, no models.
 
-* Advantages compare a reward with the others of its group; the spread is the group's or the batch's.
+* Advantages compare a reward with the others of its group; the spread is the group's or the
+  batch's.
 * The clipped surrogate is per token for text and per denoising step for pictures.
 
 Source: GRPO (token form: EasyR1 defaults); flow_grpo@ac4c86e stat tracking (batch spread).

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MLLM-GRPO: the update of stage 4 on sampled thoughts, per token, with a KL to the reference.
 
-* Old, new and reference log-probabilities come from one function at one shape: the first inner step's
-  ratio is 1.
+* Old, new and reference log-probabilities come from one function at one shape: the first inner
+  step's ratio is 1.
 * The loss is the mean over all response tokens of the global batch; `per_sequence` first averages
   inside each response (the paper's form).
 * The gradient reaches the MLLM through token log-probabilities only; the DiT and the VAE drew the
@@ -22,7 +22,7 @@ from thinkgen_jax.sampling import decode
 from thinkgen_jax.steps import grpo
 from thinkgen_jax.steps.state import Learner, learn
 from thinkgen_jax.steps.text_sft import rows_first, rows_last
-from thinkgen_jax.structs import Prompt, Thoughts, Tree, TrainState
+from thinkgen_jax.structs import Prompt, Thoughts, TrainState, Tree
 
 
 @dataclass(frozen=True)

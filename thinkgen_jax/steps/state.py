@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One tree that learns: create it, sum gradients over micro-batches, apply them or skip.
 
-* A loss returns a sum and a count. Gradients of the sums are added up over micro-batches and divided
-  by the whole batch's count, so that one batch in N parts is N parts in one batch.
+* A loss returns a sum and a count. Gradients of the sums are added up over micro-batches and
+  divided by the whole batch's count, so that one batch in N parts is N parts in one batch.
 * A step whose loss or gradient is not finite leaves everything as it was and is counted.
 """
 

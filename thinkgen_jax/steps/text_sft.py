@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Supervised next-token learning: what gives a small MLLM its manners, with or without pictures.
 
-The loss is cross-entropy summed over the weighted tokens of the global batch and divided by the sum of
-their weights. Log-probabilities come from the function that reinforcement uses.
+The loss is cross-entropy summed over the weighted tokens of the global batch and divided by the sum
+of their weights. Log-probabilities come from the function that reinforcement uses.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.sampling import decode
 from thinkgen_jax.steps.state import Learner, learn
-from thinkgen_jax.structs import Prompt, TextBatch, Tree, TrainState
+from thinkgen_jax.structs import Prompt, TextBatch, TrainState, Tree
 
 
 def make_step(mllm: Mllm, learner: Learner):

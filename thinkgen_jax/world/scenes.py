@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vocabulary and records of the miniature world: what a 64 x 64 picture can hold.
 
-A `Scene` is a complete description of one picture; `render.render` is a pure function of it. A `Spec`
-says what a picture must show (free attributes are None), and is all that the verifier's scores know
-about a prompt.
+A `Scene` is a complete description of one picture; `render.render` is a pure function of it. A
+`Spec` says what a picture must show (free attributes are None), and is all that the verifier's
+scores know about a prompt.
 
 * Coordinates are pixels, x to the right, y downwards, (0, 0) the top-left corner of the canvas.
 * Colours are the ten of GenEval; minimum pairwise CIELAB distance 45.
