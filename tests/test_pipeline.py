@@ -20,7 +20,7 @@ from thinkgen_jax.pipeline import ThinkGen, pictures, words
 from thinkgen_jax.pipeline.settings import default
 from thinkgen_jax.sampling import flow
 from thinkgen_jax.sampling.flow import Guidance
-from thinkgen_jax.structs import Decoded, Request
+from thinkgen_jax.structs import Decoded, Request, TrainState
 
 ARRAYS, META = cases("pipeline_tiny")
 CASES = {n: c for n, c in META["cases"].items() if "dpm" not in n and "." not in n}
