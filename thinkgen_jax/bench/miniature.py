@@ -35,17 +35,18 @@ BATCH = 32
 
 
 class Mode(NamedTuple):
-    """A way of asking: with or without a thought, greedy or sampled."""
+    """A way of asking: thinking or not, greedy or sampled, and of which share of the items."""
 
     think: bool
     temperature: float
+    share: float
 
 
-# Rows of a report on training: what is optimised first, then what users see.
+# Rows of a report on training: first what is optimised, then, of fewer items, what users see.
 MODES = {
-    "thinking, temperature 1": Mode(True, 1.0),
-    "thinking, greedy": Mode(True, 0.0),
-    "no thinking": Mode(False, 0.0),
+    "thinking, temperature 1": Mode(True, 1.0, 1.0),
+    "thinking, greedy": Mode(True, 0.0, 0.25),
+    "no thinking": Mode(False, 0.0, 0.5),
 }
 
 
@@ -168,19 +169,19 @@ def sampled(
     """Rewards on the same held-out exercises before and after training.
 
     Args:
-      count: exercises in all, dealt to the scenarios in turn.
+      count: exercises in all, dealt to the scenarios in turn; a mode takes its share of them.
       workdir: where a sheet of pictures goes, `<workdir>/<when>.png`; None for none.
       modes: keys of `MODES`.
 
     Returns:
-      For each mode the rewards of all exercises [count], and of each scenario apart.
+      For each mode the rewards of its exercises, and of each scenario apart.
     """
     settings = settings or pipeline.default(parts.system, batch=BATCH)
     out, pictures = {}, []
     for mode in modes:
-        think, temperature = MODES[mode]
+        think, temperature, share = MODES[mode]
         asked = []
-        for n in range(count):
+        for n in range(max(round(share * count), 1)):
             asked += requests(scenarios[n % len(scenarios)], [n // len(scenarios)], think=think)
         how = replace(settings, temperature=temperature)
         results = pipeline.generate(parts, params, asked, how)

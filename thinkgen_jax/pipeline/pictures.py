@@ -27,6 +27,8 @@ from thinkgen_jax.sampling import flow
 from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.structs import Condition, Packed, Params, Request, Tree
 
+LEAST_WORDS = 32  # shortest padded condition: the DiT pays for every token at every step
+
 
 @dataclass(frozen=True)
 class Job:
@@ -193,7 +195,7 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def stack_states(rows: Sequence[np.ndarray]) -> Condition:
     """Pads condition states [S, E] of a batch to one length."""
-    length = bucket(max(map(len, rows)))
+    length = bucket(max(map(len, rows)), LEAST_WORDS)
     states = np.zeros((len(rows), length, rows[0].shape[-1]), np.float32)
     segments = np.zeros((len(rows), length), np.int32)
     for b, row in enumerate(rows):
