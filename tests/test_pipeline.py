@@ -317,6 +317,8 @@ def test_understanding_answers(wordy):
     [
         (Request(" \n"), "prompt is empty"),
         (Request("a", (np.zeros((8, 8, 3), np.uint8),) * 6), "6 pictures.*at most 5"),
+        (Request("a", (np.zeros((0, 8, 3), np.uint8),)), "not empty"),
+        (Request("a", (np.zeros((8, 8), np.uint8),)), "want uint8"),
         (Request("a", task="sing"), "--task=sing"),
         (Request("a", size=(0, 8)), "--size=0x8"),
         (Request("a", size=(10**5, 10**5)), "pixels in all"),

@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from thinkgen_jax.data import images
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.structs import Request
@@ -79,6 +81,11 @@ def check(request: Request, system: System) -> None:
     most = system.dit.max_references
     if len(request.images) > most:
         raise ValueError(f"{len(request.images)} pictures given (--image), at most {most}")
+    for image in request.images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+            raise ValueError(
+                f"a picture is {image.dtype} {image.shape}, want uint8 [height, width, 3], not empty"
+            )
     looks = request.task != "draw" or (request.think and request.images)
     if looks and system.mllm.vision is None:
         raise ValueError(f"--task={request.task}: this model has no eyes (model.mllm.vision)")
