@@ -39,26 +39,28 @@ def main(argv: list[str]) -> None:
     """Command line."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
+    config = CONFIG.value
+    if config is None:
+        raise app.UsageError("--config is needed, e.g. --config=configs/sepgrpo.py")
+    with config.unlocked():
+        config.seed = config.seed if SEED.value is None else SEED.value
+        if CHECKPOINT.value is not None:
+            config.start = {tree: CHECKPOINT.value for tree in config.start}
     try:
-        run(CONFIG.value)
+        run(config, Path(WORKDIR.value or default_workdir(config)), fresh=FRESH.value)
     except ValueError as err:
         print(f"error: {err}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def run(config: ConfigDict) -> Path:
-    """Trains one config to its end; returns the run's folder.
+def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
+    """Trains one config to its end, or goes on with the run in its folder; returns the folder.
 
     Raises:
       ValueError: for anything a user can put right; nothing already done is lost.
     """
-    with config.unlocked():
-        config.seed = config.seed if SEED.value is None else SEED.value
-        if CHECKPOINT.value is not None:
-            config.start = {tree: CHECKPOINT.value for tree in config.start}
-    workdir = Path(WORKDIR.value or default_workdir(config))
     checkpoint.ensure_space(workdir, 0)
-    prepare(workdir, config, fresh=FRESH.value)
+    prepare(workdir, config, fresh=fresh)
     cache.enable()
     log = logs.setup(workdir)
     mesh = sharding.make_mesh(**config.mesh)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schedule, noise windows, streams, and how invalid responses are settled."""
+
+import numpy as np
+import pytest
+
+from thinkgen_jax import phases, rollout
+from thinkgen_jax.data.batches import Stream
+from thinkgen_jax.phases import RlPlan
+from thinkgen_jax.rollout import Draw
+from thinkgen_jax.structs import Request
+from thinkgen_jax.world import tasks
+
+STREAMS = (
+    Stream(0.5, {"composition": 1.0, "text": 1.0}),
+    Stream(0.5, {"edit": 1.0}, pictures=1),
+)
+
+
+def plan(**changes):
+    return RlPlan(
+        **{"prompts": 2, "group": 4, "streams": STREAMS, "draw": Draw(steps=10)} | changes
+    )
+
+
+def test_schedule_walks_round():
+    schedule = (("a", 2), ("b", 1))
+    assert [phases.at(i, schedule) for i in range(7)] == list("aabaaba")
+
+
+def test_noise_without_a_window_leaves_the_last_step_out():
+    noise, steps = phases.noise_levels(plan())
+    assert noise.tolist() == [np.float32(0.7)] * 10
+    assert steps.tolist() == list(range(9))
+
+
+def test_noise_window():
+    noise, steps = phases.noise_levels(plan(window=(2, 5)))
+    assert np.flatnonzero(noise).tolist() == [2, 3, 4] == steps.tolist()
+    with pytest.raises(ValueError, match=r"window \(5, 12\)"):
+        phases.noise_levels(plan(window=(5, 12)))
+
+
+def test_group_of_one_is_refused():
+    with pytest.raises(ValueError, match="group = 1"):
+        plan(group=1)
+
+
+def test_stream_is_found_by_scenario():
+    item = tasks.item("edit", 0, "train")
+    assert phases.stream_of([Request("x", meta={"item": item})], STREAMS) is STREAMS[1]
+    other = tasks.item("understand", 0, "train")
+    with pytest.raises(ValueError, match="understand"):
+        phases.stream_of([Request("x", meta={"item": other})], STREAMS)
+
+
+def test_invalid_responses_get_the_floor_and_hopeless_groups_are_dropped():
+    rewards = np.array([0.4, 0.9, 0.0, 0.0, 0.7, np.nan])
+    valid = np.array([True, True, False, False, True, True])
+    table, usable = rollout.settle(rewards, valid, group=2, floor=0.0)
+    assert usable.tolist() == [True, False, False]
+    np.testing.assert_allclose(table, [[0.4, 0.9], [0, 0], [0, 0]], rtol=1e-6)
+    table, usable = rollout.settle(
+        np.array([0.4, 0.8, 0.6]), np.array([True, False, True]), group=3, floor=0.1
+    )
+    assert usable.all()
+    np.testing.assert_allclose(table, [[0.4, 0.1, 0.6]], rtol=1e-6)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training door: kill and resume, refusals, and one smoke of every recipe."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from thinkgen_jax import checkpoint, logs, train
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common")
+)
+SMOKED = [name for name in RECIPES if name != "sepgrpo"]  # the main job is run below
+
+
+def config_of(name, arg="tiny"):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def leaves(workdir, step=None):
+    """All arrays of a run's last (or given) commit, by path."""
+    path = checkpoint.find(workdir if step is None else workdir / "checkpoints" / str(step))
+    names = sorted({name.split("/")[0] for name in checkpoint.describe(path)})
+    tree = checkpoint.restore_subtree(path, names)
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in found}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The main job in miniature: one step of each phase."""
+    return train.run(config_of("sepgrpo"), tmp_path_factory.mktemp("whole"))
+
+
+def test_phases_alternate_and_report(uninterrupted):
+    rows = logs.read_metrics(uninterrupted)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert "mllm_grpo/reward" in rows[0] and "dit_grpo/reward" in rows[1]
+    for row in rows:
+        name = "mllm_grpo" if row["step"] == 1 else "dit_grpo"
+        assert row[f"{name}/ratio_first"] == pytest.approx(1.0, abs=1e-6)
+        assert row[f"{name}/skipped"] == 0
+    assert (uninterrupted / "report.md").is_file()
+    assert list((uninterrupted / "pictures").rglob("*.png"))
+
+
+def test_the_other_tree_is_frozen(uninterrupted):
+    """Step 1 moves the MLLM alone, step 2 the DiT alone."""
+    first, last = leaves(uninterrupted, 1), leaves(uninterrupted, 2)
+    moved = {key for key in first if not np.array_equal(first[key], last[key])}
+    assert moved and all("dit" in key.split("]")[0] for key in moved)
+
+
+def test_kill_and_resume_ends_with_the_same_bits(uninterrupted, tmp_path):
+    workdir = tmp_path / "killed"
+    line = [sys.executable, "-m", "thinkgen_jax.train", "--config=configs/sepgrpo.py:tiny"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(
+        [*line, f"--workdir={workdir}"], cwd=ROOT, env=env, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 400
+    while not (workdir / "checkpoints" / "1").is_dir():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(
+        [*line, f"--workdir={workdir}"], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    again = subprocess.run(
+        [*line, f"--workdir={workdir}"], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert again.returncode == 0 and "finished" in again.stderr
+    # Another process, so another number of simulated devices: compare with a run of its own kind.
+    whole = tmp_path / "whole"
+    subprocess.run(
+        [*line, f"--workdir={whole}"], cwd=ROOT, env=env, check=True, capture_output=True
+    )
+    a, b = leaves(workdir), leaves(whole)
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", SMOKED)
+def test_recipe_takes_two_steps(name, tmp_path):
+    workdir = train.run(config_of(name), tmp_path / name)
+    rows = logs.read_metrics(workdir)
+    assert [row["step"] for row in rows] == [1, 2]
+    losses = [v for row in rows for k, v in row.items() if k.endswith("/loss")]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_answers_its_arguments(name):
+    small = ("nano_vae", "nano_mllm", "nano_dit")
+    for arg in (None, "tiny", *(() if name in small else ("thinkgen", "thinkgen,mesh=v5p-64"))):
+        config = config_of(name, arg)
+        assert config.name == name and config.steps > 0
+        json.dumps(config.to_dict())
+
+
+@pytest.mark.parametrize("arg", ["huge", "tiny,mesh=moon", "tiny,speed=9"])
+def test_unknown_arguments_are_refused(arg):
+    with pytest.raises(ValueError, match="is not one of|known is"):
+        config_of("align", arg)
+
+
+def refused(change, words, tmp_path, name="nano_mllm"):
+    config = config_of(name)
+    with config.unlocked():
+        change(config)
+    with pytest.raises(ValueError, match=words):
+        train.run(config, tmp_path / "run")
+
+
+def test_refuses_a_missing_start(tmp_path):
+    refused(lambda c: c.start.update(mllm="runs/none"), "config.start.mllm=runs/none", tmp_path)
+
+
+def test_refuses_a_mesh_without_devices(tmp_path):
+    refused(lambda c: c.mesh.update(data=64), "needs 64 devices", tmp_path)
+
+
+def test_refuses_group_size_one(tmp_path):
+    change = lambda c: c.plans.mllm_grpo.update(group=1)  # noqa: E731
+    refused(change, "group = 1", tmp_path, "mllm_grpo")
+
+
+def test_refuses_an_unknown_phase(tmp_path):
+    refused(lambda c: c.update(phases=(("dream", 1),)), "dream", tmp_path)
+
+
+def test_refuses_another_config_and_starts_fresh(tmp_path):
+    config = config_of("nano_vae")
+    train.prepare(_made(tmp_path / "run"), config, fresh=False)
+    config.seed = 7
+    with pytest.raises(ValueError, match="seed: 0 -> 7"):
+        train.prepare(tmp_path / "run", config, fresh=False)
+    train.prepare(tmp_path / "run", config, fresh=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 7
+    assert len(list(tmp_path.iterdir())) == 2  # the old run was moved aside, not deleted
+
+
+def _made(path):
+    path.mkdir()
+    return path
+
+
+def test_guard_stops_after_too_many_skipped_steps():
+    guard = train.Guard(2)
+    for step, skipped in enumerate((1.0, 0.0, 1.0), start=1):
+        guard.see(step, {"skipped": skipped})
+    guard.see(4, {"skipped": 1.0})
+    with pytest.raises(ValueError, match="step 4: 2 steps in a row"):
+        guard.settle()
