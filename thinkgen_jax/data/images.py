@@ -15,7 +15,6 @@ Source: OmniGen2 image processor; Qwen2-VL image processor (smart resize, patch 
 import io
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -314,15 +313,3 @@ def vision_patches(
     cut = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, p, p)
     frames = np.repeat(cut, spec.temporal, axis=2)
     return frames.reshape(rows * columns, -1), (rows, columns)
-
-
-def stack(images: Sequence[Pixels]) -> UInt8[np.ndarray, "B height width 3"]:
-    """Stacks pictures of one size.
-
-    Raises:
-      ValueError: when sizes differ.
-    """
-    sizes = {image.shape[:2] for image in images}
-    if len(sizes) != 1:
-        raise ValueError(f"pictures of {len(sizes)} sizes cannot be stacked: {sorted(sizes)}")
-    return np.stack(images)

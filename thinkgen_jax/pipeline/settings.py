@@ -83,9 +83,8 @@ def check(request: Request, system: System) -> None:
         raise ValueError(f"{len(request.images)} pictures given (--image), at most {most}")
     for image in request.images:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
-            raise ValueError(
-                f"a picture is {image.dtype} {image.shape}, want uint8 [height, width, 3], not empty"
-            )
+            kind = f"{image.dtype} {image.shape}"
+            raise ValueError(f"a picture is {kind}, want uint8 [height, width, 3], not empty")
     looks = request.task != "draw" or (request.think and request.images)
     if looks and system.mllm.vision is None:
         raise ValueError(f"--task={request.task}: this model has no eyes (model.mllm.vision)")
