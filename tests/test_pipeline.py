@@ -36,7 +36,6 @@ def released():
         SYSTEM,
         system_prompt=presets.RELEASED_SYSTEM,
         max_pixels=1024**2,
-        image_size=(1024, 1024),
         vision_pixels=(1024, 262_144),
         prompt_tokens=128,
     )
@@ -85,7 +84,8 @@ def test_pictures_equal_official(name):
 def given(name, kind):
     """The fixture's embeddings of one kind, padded as ours are."""
     states, mask = ARRAYS[f"{name}.{kind}_embeds"], ARRAYS[f"{name}.{kind}_mask"]
-    return pictures.stack_states([x[:n] for x, n in zip(states, mask.sum(1), strict=True)])
+    rows = [x[:n] for x, n in zip(states, mask.sum(1), strict=True)]
+    return pictures.stack_states(rows, most=256)
 
 
 def forced(name):
@@ -246,6 +246,23 @@ def test_a_missing_marker_is_told(wordy):
     (result,) = pipeline.generate(parts, params, [request])
     assert "no words behind </think>" in result.warning
     assert (result.thought, result.instruction) == ("it never ends", "")
+
+
+def test_a_whole_text_leaves_room_for_positions(wordy):
+    """Rotary tables of 60 places, 5 prepadding states and 5 x 3 for references leave 39."""
+    parts, params = wordy("it never ends")
+    system = replace(
+        parts.system,
+        image_size=(12, 12),
+        instruction_tokens=8,
+        dit=replace(parts.system.dit, axes_lens=(60, 60, 60)),
+    )
+    parts = putting.build(system, parts.text)
+    request = Request("a red cat", (picture(12, 12),), think=True)
+    (reading,) = words.read(parts, params.mllm, [request], default(system))
+    assert len(reading.states) == 39
+    stacked = pictures.stack_states([reading.states], most=39)
+    assert stacked.states.shape == (1, 39, 128)
 
 
 def test_an_empty_instruction_is_told(wordy):

@@ -21,7 +21,7 @@ from thinkgen_jax.models.presets import System
 from thinkgen_jax.models.vae import Vae
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.pipeline import words
-from thinkgen_jax.pipeline.settings import Settings, bucket, chunks, filled
+from thinkgen_jax.pipeline.settings import Settings, bucket, chunks, condition_room, filled
 from thinkgen_jax.pipeline.words import Reading
 from thinkgen_jax.sampling import flow
 from thinkgen_jax.sampling.flow import Guidance
@@ -122,14 +122,14 @@ def _paint_batch(
     away = None
     if guidance.text > 1:
         away = words.negative(parts, params.mllm, settings.negative)
-        away = stack_states([away] * len(jobs))
+        away = stack_states([away] * len(jobs), most=condition_room(system))
     pixels = draw(
         parts.dit,
         parts.vae,
         params.dit,
         params.vae,
         noise,
-        stack_states([job.reading.states for job in jobs]),
+        stack_states([job.reading.states for job in jobs], most=condition_room(system)),
         away,
         references,
         flow.times(settings.steps, latent_pixels=h * w, shift=system.shift),
@@ -193,9 +193,9 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def stack_states(rows: Sequence[np.ndarray]) -> Condition:
-    """Pads condition states [S, E] of a batch to one length."""
-    length = bucket(max(map(len, rows)), LEAST_WORDS)
+def stack_states(rows: Sequence[np.ndarray], *, most: int) -> Condition:
+    """Pads condition states [S, E] of a batch, at most `most` long, to one length."""
+    length = min(bucket(max(map(len, rows)), LEAST_WORDS), most)
     states = np.zeros((len(rows), length, rows[0].shape[-1]), np.float32)
     segments = np.zeros((len(rows), length), np.int32)
     for b, row in enumerate(rows):

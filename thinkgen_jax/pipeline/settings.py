@@ -99,6 +99,14 @@ def check(request: Request, system: System) -> None:
             )
 
 
+def condition_room(system: System) -> int:
+    """Most condition tokens that leave rotary positions for prepadding and five references."""
+    cfg = system.dit
+    pictures = cfg.max_references * (max(system.image_size) // system.multiple)
+    room = min(cfg.axes_lens) - cfg.num_prepad - pictures - 1
+    return max(room, system.instruction_tokens)
+
+
 def bucket(count: int, least: int = LEAST) -> int:
     """The smallest `least` times a power of two that holds `count`."""
     size = least

@@ -16,7 +16,7 @@ import numpy as np
 
 from thinkgen_jax.data import images, prompts
 from thinkgen_jax.parts import Parts
-from thinkgen_jax.pipeline.settings import Settings, bucket, chunks, filled
+from thinkgen_jax.pipeline.settings import Settings, bucket, chunks, condition_room, filled
 from thinkgen_jax.sampling import decode
 from thinkgen_jax.steps.encode import Encoder
 from thinkgen_jax.structs import Condition, Prompt, Request, Tree
@@ -193,11 +193,12 @@ def condition(
     """
     ids, totals = np.asarray(prompt.ids), np.asarray(prompt.segments).sum(1).tolist()
     limit, states, warnings = parts.system.instruction_tokens, [], []
+    whole = min(ids.shape[1], condition_room(parts.system))
     found: dict[int, np.ndarray] = {}  # one program for instructions, one for whole texts
     for b, total in enumerate(totals):
         cut = _cut(ids[b, :total], parts.text.close_id)
         count = total - cut - drop_last
-        length = limit if cut else ids.shape[1]
+        length = limit if cut else whole
         if length not in found:
             out = _condition(parts.encoder, params, prompt, drop_last=drop_last, max_len=length)
             found[length] = np.asarray(out.states, np.float32)
