@@ -54,7 +54,7 @@ def base(arg: str | None, *, name: str) -> ConfigDict:
     config.checkpoint = dict(every=200, keep=2)
     config.log = dict(every=1, images=20)
     config.limit_skipped = 20  # steps with NaN in a row before the run stops
-    config.evaluate = dict(count=0, scenarios=("composition", "reasoning", "text"))
+    config.evaluate = dict(count=0, steps=10, scenarios=("composition", "reasoning"))
     if preset == "tiny":
         config.start = dict(mllm="random", dit="random", vae="random")
         config.checkpoint.every = 1

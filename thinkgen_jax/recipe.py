@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from thinkgen_jax import checkpoint, parts, sharding
+from thinkgen_jax import checkpoint, parts, pipeline, sharding
 from thinkgen_jax.bench import miniature
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.hf import assets
@@ -243,6 +243,7 @@ def evaluation(
         count=config.evaluate.count,
         workdir=workdir,
         when=when,
+        settings=pipeline.default(setup.parts.system, batch=32, steps=config.evaluate.steps),
     )
     path.write_text(json.dumps({k: np.asarray(v).tolist() for k, v in scores.items()}))
     return scores
