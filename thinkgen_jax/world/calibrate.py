@@ -66,12 +66,14 @@ def measures(key: str, count: int) -> dict[str, list[shapes.Measure]]:
 def row(found: dict[str, list[shapes.Measure]]) -> dict[str, float]:
     """Limits that all but half a percent of the measures pass under every nuisance."""
     solid = found["clean"][0].tex == "solid"
-    q = QUANTILE if solid else TEXTURE_QUANTILE
+    rare = {name: QUANTILE for name in found}
+    if not solid:
+        rare |= {name: TEXTURE_QUANTILE for name in found if name != "clean"}
 
     def low(name: str) -> float:
-        return min(_quantile(kept, name, q) for kept in found.values())
+        return min(_quantile(kept, name, rare[n]) for n, kept in found.items())
 
-    aspect_high = max(_quantile(kept, "aspect", 1 - q) for kept in found.values())
+    aspect_high = max(_quantile(kept, "aspect", 1 - rare[n]) for n, kept in found.items())
     return {
         "iou": round(low("iou") - IOU_SLACK, 3),
         "margin": round(max(MARGIN_SHARE * low("margin"), MIN_MARGIN), 3),

@@ -24,8 +24,9 @@ _MIN_FLAW = 5  # pixels of another colour inside a shape that make a speck
 _STRIPED = 0.12  # share of a blob's inside that shows background from which it is striped
 OFF_PALETTE = 20.5  # CIELAB distance from the named colour
 # the same for stripes and signs; lightness is on CIELAB's scale
-_OFF_FINE, _OFF_LIGHTNESS = 32.0, 12.0
-_STRAY = 40.0  # grey levels between a pixel of a striped shape and the nearest blend
+_OFF_FINE, _OFF_SIGN, _OFF_LIGHTNESS = 32.0, 42.0, 12.0
+_FINE_WEIGHTS = np.array([1.0, 0.6, 0.6], np.float32)  # of L, a, b when fine things are named
+_STRAY = 40.0  # grey levels between a pixel and the blends of colour and backdrop
 _BAR_STRAY = 0.1  # share of a sign's pixels that may be of another colour
 _EXTENT = 0.4  # share of its colour down to which a pixel belongs to a blob
 _SIGMA = 8.0  # grey levels of noise to expect in luminance and in chroma
@@ -216,8 +217,7 @@ def _sign(blob: _Blob, backdrop) -> tuple[FoundSign, np.ndarray] | None:
     base = np.median(blob.rgb[ring], 0)
     if (((blob.rgb[ring] - base) ** 2).sum(-1) > signs.STRAY**2).mean() > _BAR_STRAY:
         return None
-    shade = pixels.to_lab(base.astype(np.uint8))
-    color = pixels.NAMES[int(np.linalg.norm(pixels.PALETTE_LAB - shade, axis=1).argmin())]
+    color = pixels.NAMES[_fine_name(blob.rgb[ring])]
     reading = signs.read(blob.rgb[y0:y1, x0:x1], base, color)
     if reading.stray > _BAR_STRAY:
         return None
@@ -249,10 +249,25 @@ def _stray(blob: _Blob, core, backdrop, alpha) -> Bool[np.ndarray, "h w"]:
     return (rest > allowed).any(-1)
 
 
+def _overshoot(blob: _Blob, core, backdrop) -> Bool[np.ndarray, "h w"]:
+    """Pixels of the blob far brighter or darker than both its colour and the backdrop."""
+    luminance = (blob.rgb - backdrop) @ _TO_YCC[:, 0]
+    own = float(np.median(luminance[core]))
+    beyond = (luminance < min(own, 0) - _STRAY) | (luminance > max(own, 0) + _STRAY)
+    return blob.closed & beyond
+
+
 def _count_parts(mask: Bool[np.ndarray, "h w"], least: int) -> int:
     """Number of 8-connected parts of at least `least` pixels."""
     parts, _ = ndimage.label(mask, _ROUND)
     return int((np.bincount(parts.ravel())[1:] >= least).sum())
+
+
+def _fine_name(rgb: Float[np.ndarray, "n 3"]) -> int:
+    """Label of the median colour of a fine thing: chroma is more diluted there than lightness."""
+    lab = pixels.to_lab(np.median(rgb, 0).astype(np.uint8))
+    gaps = (pixels.PALETTE_LAB - lab) * _FINE_WEIGHTS
+    return int(np.linalg.norm(gaps, axis=1).argmin())
 
 
 class _Layers(NamedTuple):
@@ -271,9 +286,12 @@ class _Layers(NamedTuple):
 def _layers(blob: _Blob, backdrop) -> _Layers:
     core = pixels.erode(blob.raw)
     core = core if core.any() else blob.raw
-    label = _majority(blob.labels[core])
+    # gaps whose chroma was smeared still have the backdrop's luminance
+    contrast = abs((blob.rgb - backdrop) @ _TO_YCC[:, 0])
+    clear = core & (contrast >= np.median(contrast[core]) - 2)
+    label = _majority(blob.labels[clear])
     own = blob.labels == label
-    core = core & own if (core & own).any() else blob.raw
+    core = clear & own if (clear & own).any() else blob.raw
     alpha = _coverage(blob, core, backdrop)
     # fringes of blurred chroma carry foreign labels; the shape ends where its colour does
     solid = pixels.close(blob.closed & (alpha >= _EXTENT))
@@ -288,6 +306,7 @@ def _layers(blob: _Blob, backdrop) -> _Layers:
     tex, fit = shapes.stripes(alpha, solid) if striped else ("solid", 1.0)
     if striped:
         core = core & (alpha >= np.median(alpha[core]))  # the middle of the bars
+        label = _fine_name(blob.rgb[core])
         mask = solid.astype(np.float32)
         flaws = inside & ~own & _stray(blob, core, backdrop, alpha)
     else:
@@ -296,6 +315,7 @@ def _layers(blob: _Blob, backdrop) -> _Layers:
         mask = np.where(inside & (alpha >= 0.5), 1, np.where(outline | inside, alpha, 0))
         flaws = inside & ~own
     mask = mask.astype(np.float32)
+    flaws = flaws | _overshoot(blob, core, backdrop)
     beside = blob.closed & ~pixels.dilate(pixels.dilate(filled))  # more than a fringe
     return _Layers(label, core, mask, hole, tex, fit, inside, flaws | beside)
 
@@ -330,20 +350,18 @@ def _loose_marks(planes: _Planes, parts, sizes, taken) -> int:
     return count
 
 
-def _is_off(planes: _Planes, blob: _Blob, core, color: str, fine: bool) -> bool:
+def _is_off(planes: _Planes, blob: _Blob, core, color: str, most: float) -> bool:
     """Whether the median of a blob's core is far from the named colour.
 
     Args:
-      fine: Whether the blob is striped or a sign: its chroma mixes with its surroundings even
-        in a good JPEG, so lightness decides first.
+      most: Largest distance, however right the lightness is: chroma of stripes and signs mixes
+        with its surroundings even in a good JPEG, so there lightness decides first.
     """
     h, w = np.nonzero(core)
     here = np.median(planes.lab[h + blob.y, w + blob.x], 0)
     gap = here - pixels.PALETTE_LAB[pixels.NAMES.index(color)]
     distance, lightness = float(np.linalg.norm(gap)), abs(float(gap[0]))
-    if fine:
-        return distance > _OFF_FINE or (distance > OFF_PALETTE and lightness > _OFF_LIGHTNESS)
-    return distance > OFF_PALETTE
+    return distance > most or (distance > OFF_PALETTE and lightness > _OFF_LIGHTNESS)
 
 
 def parse(image: np.ndarray) -> Parsed:
@@ -375,15 +393,15 @@ def parse(image: np.ndarray) -> Parsed:
         if sign is not None:
             item, core = sign
             found_signs.append(item)
-            size, fine = int(core.sum()), True
+            size, most = int(core.sum()), _OFF_SIGN
         else:
             item, core, flaws = _shape(blob, planes.backdrop)
             objects.append(item)
             specks += flaws
             size = int(core.sum())
-            fine = item.tex != "solid"
+            most = OFF_PALETTE if item.tex == "solid" else _OFF_FINE
         core_pixels += size
-        off += size * _is_off(planes, blob, core, item.color, fine)
+        off += size * _is_off(planes, blob, core, item.color, most)
     backdrop = np.linalg.norm(pixels.BACKGROUND_LAB - planes.backdrop_lab, axis=1)
     return Parsed(
         bg=pixels.BACKGROUND_NAMES[int(backdrop.argmin())],

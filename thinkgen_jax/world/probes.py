@@ -15,7 +15,6 @@ from .render import boxes
 from .scenes import (
     CANVAS,
     COLORS,
-    RELATIONS,
     SHAPES,
     SIZES,
     TEXTURED_SHAPES,
@@ -196,9 +195,9 @@ def near_miss(spec: Spec, seed: int) -> Spec:
     changes += ["size"] if first.size else []
     changes += ["relation"] if spec.relations else []
     change = _pick(rng, changes)
-    if change == "relation":
+    if change == "relation":  # the opposite: on a diagonal two relations hold
         a, relation, b = spec.relations[0]
-        return Spec(spec.objects, ((a, _other(rng, RELATIONS, relation), b),))
+        return Spec(spec.objects, ((b, relation, a),))
     if change == "count":
         less = len(spec.objects) > 1 and rng.random() < 0.5
         objects = spec.objects[:-1] if less else (*spec.objects, spec.objects[-1])
