@@ -104,6 +104,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     """What `:tiny` means: two steps, a batch of two."""
     config.steps = 2
     config.evaluate.count = 0
+    config.checkpoint.every = config.log.images = 1
     for plan in config.plans.values():
         if "batch" in plan:
             plan.batch = 2

@@ -8,7 +8,7 @@ where it has one). Nothing below this file knows a ConfigDict.
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -68,6 +68,7 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     Raises:
       ValueError: when a source is missing or does not fit, naming the config key.
     """
+    check_phases(config)
     system = system_of(config)
     built = parts.build(system, assets.load_text(parts.ASSETS, system))
     learned = {LEARNS[name] for name, _ in config.phases}
@@ -179,7 +180,7 @@ def _frozen(config: ConfigDict) -> set[str]:
 
 def learner(config: ConfigDict, tree: str) -> Learner:
     """The optimizer block of a tree."""
-    block = dict(config.optim[tree])
+    block = config.optim[tree].to_dict()
     accumulate = block.pop("accumulate")
     return Learner(OptimConfig(**_tuples(block)), f"optim.{tree}", accumulate)
 
@@ -187,36 +188,39 @@ def learner(config: ConfigDict, tree: str) -> Learner:
 def plans(config: ConfigDict) -> Iterator[tuple[str, SftPlan | RlPlan]]:
     """The plan of every phase of the schedule."""
     for name in dict.fromkeys(name for name, _ in config.phases):
+        yield name, plan(config.plans[name].to_dict())
+
+
+def check_phases(config: ConfigDict) -> None:
+    """Refuses a schedule that names what does not exist.
+
+    Raises:
+      ValueError: for an unknown phase, or one without a plan or an optimizer.
+    """
+    for name, _ in config.phases:
+        if name not in LEARNS:
+            raise ValueError(f"config.phases: {name!r} is not one of {sorted(LEARNS)}")
         if name not in config.plans:
             raise ValueError(f"config.phases names {name!r}, config.plans has no such block")
-        yield name, plan(config.plans[name])
+        if LEARNS[name] not in config.optim:
+            raise ValueError(f"config.optim has no block {LEARNS[name]!r} for {name!r}")
 
 
-def plan(block: ConfigDict) -> SftPlan | RlPlan:
-    """One `config.plans` block as a record."""
-    values = _tuples(dict(block))
-    values["streams"] = tuple(
-        Stream(**{**dict(s), "scenarios": dict(s["scenarios"])}) for s in _in_order(block.streams)
-    )
+def plan(block: dict) -> SftPlan | RlPlan:
+    """One `config.plans` block as a record; streams in the order of their names."""
+    values = _tuples(block)
+    values["streams"] = tuple(Stream(**block["streams"][name]) for name in sorted(block["streams"]))
     if "batch" in values:
         if "loss" in values:
-            values["loss"] = VaeLoss(**dict(block.loss))
-        if "wrong" in values:
-            values["wrong"] = dict(block.wrong)
+            values["loss"] = VaeLoss(**block["loss"])
         return SftPlan(**values)
-    draw = dict(block.draw)
-    draw["guidance"] = Guidance(**dict(block.draw.guidance))
-    values["draw"] = Draw(**draw)
-    values["rewards"] = dict(block.rewards)
+    guidance = Guidance(**block["draw"]["guidance"])
+    values["draw"] = Draw(**{**block["draw"], "guidance": guidance})
     if "token" in values:
-        values["token"] = MllmGrpoConfig(**dict(block.token))
+        values["token"] = MllmGrpoConfig(**block["token"])
     if "path" in values:
-        values["path"] = DitGrpoConfig(guidance=draw["guidance"], **dict(block.path))
+        values["path"] = DitGrpoConfig(guidance=guidance, **block["path"])
     return RlPlan(**values)
-
-
-def _in_order(streams: Mapping) -> list:
-    return [streams[name] for name in sorted(streams)]
 
 
 def _tuples(block: dict) -> dict:

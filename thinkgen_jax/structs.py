@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 Tree = Any  # nested dicts of arrays
 Key = jax.Array
@@ -140,7 +140,7 @@ class Packed(NamedTuple):
 class References(NamedTuple):
     """Reference pictures of a batch, all of one size; `present` is 0 where a row has fewer."""
 
-    pixels: Int[Array, "B R y x 3"]  # uint8
+    pixels: UInt8[Array, "B R y x 3"]
     present: Int[Array, "B R"]
 
 
@@ -148,7 +148,7 @@ class FlowBatch(NamedTuple):
     """One supervised flow-matching batch: the pseudo-CoT rows, what to draw, what to look at."""
 
     prompt: Prompt
-    pixels: Int[Array, "B y x 3"]  # uint8
+    pixels: UInt8[Array, "B y x 3"]
     references: References | None
 
 

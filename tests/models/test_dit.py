@@ -98,8 +98,8 @@ def test_fresh_model_outputs_zero():
     model = Dit(CFG)
     target = pack(jax.random.normal(jax.random.key(1), (2, 4, 6, 4)), patch=2)
     condition = Condition(jnp.ones((2, 3, CFG.condition_dim)), jnp.ones((2, 3), jnp.int32))
-    fresh = model.init(jax.random.key(0), target, jnp.zeros(2), condition, target)
-    out = model.apply(fresh, target, jnp.array([0.2, 0.9]), condition, target)
+    fresh = jax.jit(model.init)(jax.random.key(0), target, jnp.zeros(2), condition, target)
+    out = jax.jit(model.apply)(fresh, target, jnp.array([0.2, 0.9]), condition, target)
     assert np.all(np.asarray(out) == 0)
 
 
@@ -108,9 +108,11 @@ def test_reference_order_matters_and_text_padding_does_not(params):
     a, b = jax.random.normal(key, (4, 4, 4)), jax.random.normal(jax.random.key(4), (4, 6, 4))
     target = pack(jax.random.normal(jax.random.key(5), (1, 4, 4, 4)), patch=2)
     text = jax.random.normal(jax.random.key(6), (1, 6, CFG.condition_dim))
-    apply = lambda s, seg, refs: Dit(CFG).apply(  # noqa: E731
-        {"params": params}, target, jnp.array([0.5]), Condition(s, seg), refs
-    )
+    run = jax.jit(Dit(CFG).apply)
+
+    def apply(s, seg, refs):
+        return run({"params": params}, target, jnp.array([0.5]), Condition(s, seg), refs)
+
     ones = jnp.ones((1, 6), jnp.int32)
     forward = apply(text, ones, pack_ragged([[a, b]], patch=2))
     swapped = apply(text, ones, pack_ragged([[b, a]], patch=2))

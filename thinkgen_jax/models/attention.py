@@ -82,6 +82,26 @@ def _softmax_attention(q, k, v, mask):
     return y.reshape(b, n, t, h).transpose(0, 2, 1, 3)
 
 
+def cached(
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "B K S H"],
+    values: Float[Array, "B K S H"],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B T N H"]:
+    """Attends to a cache that lies by head, so that no key or value is moved to be read."""
+    rows, count, heads, width = q.shape
+    kv_heads, wide = keys.shape[1], jnp.float32
+    grouped = q.reshape(rows, count, kv_heads, -1, width).transpose(0, 2, 3, 1, 4)
+    flat = grouped.reshape(rows, kv_heads, -1, width)  # one product per key head
+    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+    scores = jnp.einsum("bkxh,bksh->bkxs", flat, keys, preferred_element_type=wide)
+    scores = scores.reshape(rows, kv_heads, -1, *mask.shape[1:]) * width**-0.5
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
+    shares = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    y = jnp.einsum("bkxs,bksh->bkxh", shares.reshape(*flat.shape[:3], -1), values)
+    return y.reshape(grouped.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
 def segment_mask(
     q_segments: Int[Array, "B T"], kv_segments: Int[Array, "B S"]
 ) -> Bool[Array, "B T S"]:

@@ -8,6 +8,8 @@
 * The cache is an explicit argument. New tokens take the same places in every row, behind the padded
   prompt, and a mask hides the padding: one slice is written in place per layer, whatever the
   lengths.
+* Layers run under one scan, or, when `scan_unroll` covers them all, one by one; then every layer has
+  its own cache arrays, which a decoding step reads where they lie.
 * Deepstack feature k is added at the picture's tokens behind layer k.
 
 Source: transformers@4.57.1 models/qwen3_vl/modeling_qwen3_vl.py.
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from thinkgen_jax.models import rope
-from thinkgen_jax.models.attention import attend, masked
+from thinkgen_jax.models.attention import attend, cached
 from thinkgen_jax.models.layers import Dtype, Linear, RMSNorm
 from thinkgen_jax.models.vision import VisionConfig, VisionTower
 from thinkgen_jax.sharding import shard
@@ -39,7 +41,7 @@ class MllmConfig:
       initializer_range: standard deviation of fresh weights.
       dtype: of activations; softmax, norm statistics, rotations and logits are float32.
       attention: implementation for whole sequences, see `attention.IMPLEMENTATIONS`.
-      scan_unroll: layers traced one by one per loop turn; small models unroll all.
+      scan_unroll: layers traced one by one per loop turn; all of them for the fastest decoding.
       remat: recompute each layer in the backward pass.
     """
 
@@ -66,6 +68,11 @@ class MllmConfig:
     remat: bool = False
 
     @property
+    def one_by_one(self) -> bool:
+        """Whether layers run without a scan."""
+        return self.scan_unroll >= self.num_hidden_layers
+
+    @property
     def tower(self) -> VisionConfig | None:
         """The vision config with this config's settings of execution."""
         if self.vision is None:
@@ -83,11 +90,12 @@ class MllmConfig:
 class KVCache(NamedTuple):
     """Keys and values of what a batch has read, S places a row.
 
-    `segments` is 0 at places that hold nothing or padding; `end` is the next place, for every row.
+    Keys and values are one stack, or one array per layer where layers run one by one. `segments` is
+    0 at places that hold nothing or padding; `end` is the next place, for every row.
     """
 
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
+    k: Float[Array, "L B K S H"] | tuple[Float[Array, "B K S H"], ...]
+    v: Float[Array, "L B K S H"] | tuple[Float[Array, "B K S H"], ...]
     segments: Int[Array, "B S"]
     end: Int[Array, ""]
 
@@ -135,16 +143,24 @@ class Attention(nn.Module):
         k = rope.rotate(RMSNorm(cfg.rms_norm_eps, name="k_norm")(k), shared.cos, shared.sin)
         q = shard(q, "batch", "seq", "heads", None)
         if keys is not None:
-            place = (layer, 0, shared.start, 0, 0)
-            keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), place)
-            values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), place)
+            keys, all_k = _store(keys, k, layer, shared.start)
+            values, all_v = _store(values, v, layer, shared.start)
         if shared.mask is None:
             segments = shared.segments
             y = attend(q, k, v, segments, segments, causal=True, impl=cfg.attention)
         else:
-            k, v = (jax.lax.dynamic_index_in_dim(c, layer, 0, False) for c in (keys, values))
-            y = masked(q, k.astype(q.dtype), v.astype(q.dtype), shared.mask, impl="xla")
+            y = cached(q, all_k, all_v, shared.mask)
         return linear(cfg, (cfg.hidden_size,), "o_proj", axes=2)(y), keys, values
+
+
+def _store(cache, new: Float[Array, "B T K H"], layer, start):
+    """Writes new keys or values in place; returns the cache and this layer's part of it."""
+    new = new.astype(cache.dtype).swapaxes(1, 2)
+    if cache.ndim == 4:  # this layer's own array
+        cache = jax.lax.dynamic_update_slice(cache, new, (0, 0, start, 0))
+        return cache, cache
+    cache = jax.lax.dynamic_update_slice(cache, new[None], (layer, 0, 0, start, 0))
+    return cache, jax.lax.dynamic_index_in_dim(cache, layer, 0, keepdims=False)
 
 
 class Mlp(nn.Module):
@@ -162,7 +178,8 @@ class Mlp(nn.Module):
 class Layer(nn.Module):
     """One decoder layer as a step of the scan over layers.
 
-    The carry is (stream, the stream before it, cache keys, cache values).
+    The carry is (stream, the stream before it, cache keys, cache values); the cache may be the whole
+    stack or this layer's part.
     """
 
     cfg: MllmConfig
@@ -246,8 +263,13 @@ class Mllm(nn.Module):
         """Reads a prompt into a new cache of `size` places."""
         cfg = self.cfg
         rows = prompt.ids.shape[0]
-        shape = (cfg.num_hidden_layers, rows, size, cfg.num_kv_heads, cfg.head_dim)
-        empty = jnp.zeros(shape, cfg.dtype)
+        shape = (rows, cfg.num_kv_heads, size, cfg.head_dim)
+        if cfg.one_by_one:
+            one = shard(jnp.zeros(shape, cfg.dtype), "batch", "heads", None, None)
+            empty = (one,) * cfg.num_hidden_layers
+        else:
+            stack = jnp.zeros((cfg.num_hidden_layers, *shape), cfg.dtype)
+            empty = shard(stack, None, "batch", "heads", None, None)
         segments = jnp.zeros((rows, size), jnp.int32)
         cache = KVCache(empty, empty, segments, jnp.zeros((), jnp.int32))
         return self._read(prompt, cache, fresh=True)
@@ -282,11 +304,41 @@ class Mllm(nn.Module):
             mask = None if fresh else _cache_mask(written, start, prompt.ids.shape[1])
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         shared = Shared(cos, sin, prompt.segments, mask, start, deepstack, slots)
-        layers = jnp.arange(cfg.num_hidden_layers, dtype=jnp.int32)
-        (x, before, keys, values), _ = self.decoder((x, x, keys, values), layers, shared)
+        if cfg.one_by_one and not self.is_initializing():
+            x, before, keys, values = self._each_layer(x, keys, values, shared)
+        else:
+            layers = jnp.arange(cfg.num_hidden_layers, dtype=jnp.int32)
+            (x, before, keys, values), _ = self.decoder((x, x, keys, values), layers, shared)
         if cache is not None:
             cache = KVCache(keys, values, written, start + prompt.ids.shape[1])
         return MllmOutput(x, jnp.concatenate([before, x], axis=-1), cache)
+
+    def _each_layer(self, x, keys, values, shared: Shared):
+        """What `decoder` does, without a scan; `keys` and `values` hold one array per layer."""
+        cfg, count = self.cfg, self.cfg.num_hidden_layers
+
+        def step(params, carry, layer, shared):
+            return Layer(cfg, parent=None).apply({"params": params}, carry, layer, shared)[0]
+
+        if cfg.remat:
+            step = jax.checkpoint(step, prevent_cse=False)
+        # A split, unlike slices, has one concatenation as its gradient.
+        leaves, tree = jax.tree.flatten(self.variables["params"]["decoder"])
+        parts = zip(*(jax.lax.split(leaf, (1,) * count) for leaf in leaves), strict=True)
+        before, features = x, 0 if shared.deepstack is None else shared.deepstack.shape[0]
+        new_keys, new_values = [], []
+        for layer, part in enumerate(parts):
+            params = jax.tree.unflatten(tree, [leaf[0] for leaf in part])
+            if layer >= features:
+                shared = shared._replace(deepstack=None)
+            own = (None, None) if keys is None else (keys[layer], values[layer])
+            carry = step(params, (x, before, *own), jnp.int32(layer), shared)
+            x, before, k, v = carry
+            new_keys.append(k)
+            new_values.append(v)
+        if keys is None:
+            return x, before, None, None
+        return x, before, tuple(new_keys), tuple(new_values)
 
     def _embed(self, prompt: Prompt):
         """Token embeddings with the pictures put in their places, and the deepstack features."""

@@ -76,11 +76,8 @@ def sample(
     hidden = jnp.take_along_axis(read.hidden, last[:, None, None], axis=1)[:, 0]
     repeat = partial(jnp.repeat, repeats=group)
     start = repeat(next_position(prompt.positions, prompt.segments), axis=0)
-    cache = read.cache._replace(
-        k=repeat(read.cache.k, axis=1),
-        v=repeat(read.cache.v, axis=1),
-        segments=repeat(read.cache.segments, axis=0),
-    )
+    k, v = jax.tree.map(partial(repeat, axis=-4), (read.cache.k, read.cache.v))
+    cache = read.cache._replace(k=k, v=v, segments=repeat(read.cache.segments, axis=0))
     rows = start.shape[0]
 
     def write(state: _State) -> _State:

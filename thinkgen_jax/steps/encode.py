@@ -8,7 +8,7 @@ disagree about what it sees.
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, UInt8
 
 from thinkgen_jax.models import vgi
 from thinkgen_jax.models.mllm import Mllm
@@ -46,7 +46,7 @@ class Encoder:
         )
 
     def pixels_to_tokens(
-        self, params: Tree, pixels: Int[Array, "B y x 3"], key: Key | None = None
+        self, params: Tree, pixels: UInt8[Array, "B y x 3"], key: Key | None = None
     ) -> Packed:
         """Latent tokens of uint8 pictures: a posterior sample with a key, else its mode."""
         x = to_signed(pixels)
@@ -76,12 +76,12 @@ class Encoder:
         return self.vae.apply({"params": params}, latents, method="decode")
 
 
-def to_signed(pixels: Int[Array, "... 3"]) -> Float[Array, "... 3"]:
+def to_signed(pixels: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:
     """uint8 to float32 in [-1, 1]."""
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(pixels: Float[Array, "... 3"]) -> Int[Array, "... 3"]:
+def to_uint8(pixels: Float[Array, "... 3"]) -> UInt8[Array, "... 3"]:
     """[-1, 1] to uint8, rounded and clipped."""
     return jnp.clip(jnp.round((pixels + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 

@@ -26,6 +26,7 @@ OFF_PALETTE = 20.5  # CIELAB distance from the named colour
 # the same for stripes and signs; lightness is on CIELAB's scale
 _OFF_FINE, _OFF_SIGN, _OFF_LIGHTNESS = 32.0, 42.0, 12.0
 _FINE_WEIGHTS = np.array([1.0, 0.6, 0.6], np.float32)  # of L, a, b when fine things are named
+_SMEAR_BETWEEN = 0.8  # share of a chroma step that a codec may carry in between stripes
 _STRAY = 40.0  # grey levels between a pixel and the blends of colour and backdrop
 _BAR_STRAY = 0.1  # share of a sign's pixels that may be of another colour
 _EXTENT = 0.4  # share of its colour down to which a pixel belongs to a blob
@@ -237,15 +238,17 @@ def _coverage(blob: _Blob, core, backdrop) -> Float[np.ndarray, "h w"]:
     return np.clip(difference @ weight / max(float(axis @ weight), 1e-3), 0, 1)
 
 
-def _stray(blob: _Blob, core, backdrop, alpha) -> Bool[np.ndarray, "h w"]:
-    """Pixels between stripes that no blend of the blob's colour and the backdrop explains.
+def _stray(blob: _Blob, core, backdrop, alpha, smear: float) -> Bool[np.ndarray, "h w"]:
+    """Pixels that no blend of the blob's colour and the backdrop explains.
 
-    Luminance must lie on the blend; chroma may be smeared by most of its step.
+    Args:
+      alpha: Share of the colour in the nearest blend.
+      smear: Further error of chroma to allow, as a share of its step.
     """
     difference = (blob.rgb - backdrop) @ _TO_YCC
     axis = np.median(difference[core], 0)
     rest = abs(difference - alpha[..., None] * axis)
-    allowed = _STRAY + np.array([0.0, 0.8, 0.8], np.float32) * abs(axis)
+    allowed = _STRAY + np.array([0.0, smear, smear], np.float32) * abs(axis)
     return (rest > allowed).any(-1)
 
 
@@ -308,7 +311,7 @@ def _layers(blob: _Blob, backdrop) -> _Layers:
         core = core & (alpha >= np.median(alpha[core]))  # the middle of the bars
         label = _fine_name(blob.rgb[core])
         mask = solid.astype(np.float32)
-        flaws = inside & ~own & _stray(blob, core, backdrop, alpha)
+        flaws = inside & ~own & _stray(blob, core, backdrop, alpha, _SMEAR_BETWEEN)
     else:
         # noise deep inside and outside is not coverage
         outline = pixels.dilate(solid) & ~inside
@@ -316,7 +319,9 @@ def _layers(blob: _Blob, backdrop) -> _Layers:
         flaws = inside & ~own
     mask = mask.astype(np.float32)
     flaws = flaws | _overshoot(blob, core, backdrop)
-    beside = blob.closed & ~pixels.dilate(pixels.dilate(filled))  # more than a fringe
+    # what is no fringe and no faint sliver of the same colour
+    beside = blob.closed & ~pixels.dilate(pixels.dilate(filled))
+    beside = beside & _stray(blob, core, backdrop, alpha, 0.0)
     return _Layers(label, core, mask, hole, tex, fit, inside, flaws | beside)
 
 
