@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from thinkgen_jax.structs import Tree
@@ -75,7 +75,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -
     return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def batch_ways(mesh: Mesh) -> int:
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Number of parts a batch is cut into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -122,14 +122,14 @@ def path_name(path: Sequence) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def _axis_size(axes: str | Sequence[str] | None, mesh: Mesh) -> int:
+def _axis_size(axes: str | Sequence[str] | None, mesh: Mesh | AbstractMesh) -> int:
     size = 1
     for axis in (axes,) if isinstance(axes, str) else axes or ():
         size *= mesh.shape[axis]
     return size
 
 
-def _fitting(axes: str | Sequence[str] | None, size: int, mesh: Mesh):
+def _fitting(axes: str | Sequence[str] | None, size: int, mesh: Mesh | AbstractMesh):
     return axes if size % _axis_size(axes, mesh) == 0 else None
 
 

@@ -8,8 +8,8 @@
 * The cache is an explicit argument. New tokens take the same places in every row, behind the padded
   prompt, and a mask hides the padding: one slice is written in place per layer, whatever the
   lengths.
-* Layers run under one scan, or, when `scan_unroll` covers them all, one by one; then every layer has
-  its own cache arrays, which a decoding step reads where they lie.
+* Layers run under one scan, or, when `scan_unroll` covers them all, one by one; then every layer
+  has its own cache arrays, which a decoding step reads where they lie.
 * Deepstack feature k is added at the picture's tokens behind layer k.
 
 Source: transformers@4.57.1 models/qwen3_vl/modeling_qwen3_vl.py.
@@ -178,8 +178,8 @@ class Mlp(nn.Module):
 class Layer(nn.Module):
     """One decoder layer as a step of the scan over layers.
 
-    The carry is (stream, the stream before it, cache keys, cache values); the cache may be the whole
-    stack or this layer's part.
+    The carry is (stream, the stream before it, cache keys, cache values); the cache may be the
+    whole stack or this layer's part.
     """
 
     cfg: MllmConfig

@@ -70,14 +70,7 @@ def sample(
     """
     _check(max_new_tokens, temperature, top_p, top_k, group)
     variables = {"params": params}
-    size = prompt.ids.shape[1] + max_new_tokens
-    read = mllm.apply(variables, prompt, size=size, method="prefill")
-    last = jnp.maximum(jnp.sum(prompt.segments > 0, axis=1) - 1, 0)
-    hidden = jnp.take_along_axis(read.hidden, last[:, None, None], axis=1)[:, 0]
-    repeat = partial(jnp.repeat, repeats=group)
-    start = repeat(next_position(prompt.positions, prompt.segments), axis=0)
-    k, v = jax.tree.map(partial(repeat, axis=-4), (read.cache.k, read.cache.v))
-    cache = read.cache._replace(k=k, v=v, segments=repeat(read.cache.segments, axis=0))
+    start, state = _begin(mllm, params, prompt, max_new_tokens, group, pad_id)
     rows = start.shape[0]
 
     def write(state: _State) -> _State:
@@ -100,19 +93,33 @@ def sample(
             cache=out.cache,
         )
 
-    state = _State(
-        step=jnp.zeros((), jnp.int32),
-        ids=jnp.full((rows, max_new_tokens), pad_id, jnp.int32),
-        counts=jnp.zeros(rows, jnp.int32),
-        stopped=jnp.zeros(rows, bool),
-        hidden=repeat(hidden, axis=0),
-        cache=cache,
-    )
     state = jax.lax.while_loop(
         lambda s: (s.step < max_new_tokens) & ~jnp.all(s.stopped), write, state
     )
     segments = jnp.arange(max_new_tokens)[None] < state.counts[:, None]
     return Decoded(state.ids, segments.astype(jnp.int32), state.stopped)
+
+
+def _begin(
+    mllm: Mllm, params: Tree, prompt: Prompt, count: int, group: int, pad_id: int | Int[Array, ""]
+) -> tuple[Int[Array, "B"], _State]:
+    """Reads each prompt once; returns the first position of `count` new tokens, and the state."""
+    size = prompt.ids.shape[1] + count
+    read = mllm.apply({"params": params}, prompt, size=size, method="prefill")
+    last = jnp.maximum(jnp.sum(prompt.segments > 0, axis=1) - 1, 0)
+    hidden = jnp.take_along_axis(read.hidden, last[:, None, None], axis=1)[:, 0]
+    repeat = partial(jnp.repeat, repeats=group)
+    start = repeat(next_position(prompt.positions, prompt.segments), axis=0)
+    k, v = jax.tree.map(partial(repeat, axis=-4), (read.cache.k, read.cache.v))
+    state = _State(
+        step=jnp.zeros((), jnp.int32),
+        ids=jnp.full((start.shape[0], count), pad_id, jnp.int32),
+        counts=jnp.zeros(start.shape[0], jnp.int32),
+        stopped=jnp.zeros(start.shape[0], bool),
+        hidden=repeat(hidden, axis=0),
+        cache=read.cache._replace(k=k, v=v, segments=repeat(read.cache.segments, axis=0)),
+    )
+    return start, state
 
 
 def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, group: int) -> None:
