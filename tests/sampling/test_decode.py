@@ -23,6 +23,7 @@ TEXT = Mllm(
         hidden_size=32,
         vocab_size=24,
         tie_word_embeddings=True,
+        scan_unroll=2,  # layers one by one; the golden model runs them in a scan
     )
 )
 PARAMS = qwen.random_params(TEXT.cfg)
