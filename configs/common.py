@@ -63,9 +63,10 @@ def base(arg: str | None, *, name: str) -> ConfigDict:
 
 
 def optim(**changes) -> ConfigDict:
-    """AdamW as OmniGen2 fine-tunes; see thinkgen_jax/optim.py for every field."""
+    """AdamW as OmniGen2 fine-tunes, unless `method` is "muon"; see thinkgen_jax/optim.py for every field."""
     block = ConfigDict(
         dict(
+            method="adamw",
             lr=1e-4,
             schedule="constant",
             warmup_steps=500,

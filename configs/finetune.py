@@ -17,17 +17,18 @@ def get_config(arg=None):
     """No argument trains the nano system; `:thinkgen` the released sizes; `:tiny` two steps."""
     config = common.base(arg, name="finetune")
     nano = config.model == "nano"
-    config.steps = 1500 if nano else 4_000
+    config.steps = 800 if nano else 4_000
     config.phases = (("flow_sft", 1),)
     if nano:
         config.start = dict(
-            mllm="runs/nano_mllm-nano", dit="runs/pretrain-nano", vae="runs/nano_vae-nano"
+            mllm="runs/nano_mllm-nano", dit="runs/pretrain-nano", vae="assets"
         )
     batch = 32 if nano else 256
     config.plans = dict(flow_sft=dict(batch=batch, streams=streams(), drop=0.1, plain=False))
     config.optim = dict(
         dit=common.optim(
-            lr=2e-4 if nano else 2e-5,
+            method="muon" if nano else "adamw",
+            lr=3e-4 if nano else 2e-5,
             schedule="cosine",
             warmup_steps=20 if nano else 500,
             total_steps=config.steps,

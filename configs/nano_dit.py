@@ -11,7 +11,7 @@ from configs import common
 def get_config(arg=None):
     """No argument trains the nano DiT; `:tiny` takes two steps."""
     config = common.base(arg, name="nano_dit")
-    config.steps = 4000
+    config.steps = 5000
     config.phases = (("flow_sft", 1),)
     config.start = dict(mllm="random", dit="random", vae="assets")
     config.dit_condition = 96  # width of the plain embedding
@@ -19,12 +19,11 @@ def get_config(arg=None):
     edited = dict(edit=0.6, reasoning_edit=0.25, reflection=0.15)
     config.plans = dict(
         flow_sft=dict(
-            batch=16,
+            batch=32,
             streams=dict(
-                a_drawn=common.stream(0.72, drawn, length=32),
-                b_signs=common.stream(0.1, dict(text=1.0), length=48),
-                c_edited=common.stream(0.15, edited, pictures=1, length=32),
-                d_context=common.stream(0.03, dict(in_context=1.0), pictures=3, length=48),
+                a_drawn=common.stream(0.76, drawn, length=32),
+                b_signs=common.stream(0.12, dict(text=1.0), length=48),
+                c_edited=common.stream(0.12, edited, pictures=1, length=32),
             ),
             drop=0.1,
             plain=True,
@@ -32,10 +31,11 @@ def get_config(arg=None):
     )
     config.optim = dict(
         dit=common.optim(
-            lr=1e-3,
+            method="muon",
+            lr=2e-3,
             schedule="cosine",
             warmup_steps=200,
-            total_steps=4000,
+            total_steps=config.steps,
             final_fraction=0.1,
             weight_decay=0.01,
             ema_decay=0.999,

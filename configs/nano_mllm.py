@@ -13,7 +13,7 @@ SEEN = dict(edit=0.3, reasoning_edit=0.25, reflection=0.2, understand=0.25)
 def get_config(arg=None):
     """No argument trains the nano MLLM; `:tiny` takes two steps."""
     config = common.base(arg, name="nano_mllm")
-    config.steps = 3000
+    config.steps = 2600
     config.phases = (("text_sft", 1),)
     config.start.mllm = "random"
     words = dict(composition=0.4, reasoning=0.6)
@@ -32,10 +32,11 @@ def get_config(arg=None):
     )
     config.optim = dict(
         mllm=common.optim(
-            lr=1.5e-3,
+            method="muon",
+            lr=2e-3,
             schedule="cosine",
             warmup_steps=100,
-            total_steps=3000,
+            total_steps=config.steps,
             final_fraction=0.05,
             weight_decay=0.05,
         )

@@ -15,10 +15,10 @@ from configs import common
 def get_config(arg=None):
     """No argument trains the nano autoencoder; `:tiny` takes two steps."""
     config = common.base(arg, name="nano_vae")
-    config.steps = 4000
+    config.steps = 11_000
     config.phases = (("vae_sft", 1),)
     config.start.vae = "random"
-    scenarios = dict(composition=0.5, text=0.3, reasoning=0.1, edit=0.1)
+    scenarios = dict(composition=0.25, text=0.6, reasoning=0.1, edit=0.1)
     config.plans = dict(
         vae_sft=dict(
             batch=16,
@@ -32,7 +32,7 @@ def get_config(arg=None):
             lr=2e-3,
             schedule="cosine",
             warmup_steps=200,
-            total_steps=4000,
+            total_steps=config.steps,
             final_fraction=0.05,
             b2=0.99,
             weight_decay=0.0,

@@ -12,13 +12,14 @@ def get_config(arg=None):
     config.phases = (("flow_sft", 1),)
     if nano:
         config.start = dict(
-            mllm="runs/nano_mllm-nano", dit="runs/align-nano", vae="runs/nano_vae-nano"
+            mllm="runs/nano_mllm-nano", dit="runs/align-nano", vae="assets"
         )
     batch = 32 if nano else 1024
     config.plans = dict(flow_sft=dict(batch=batch, streams=align.streams(), drop=0.1, plain=False))
     config.optim = dict(
         dit=common.optim(
-            lr=7e-4 if nano else 1e-4,
+            method="muon" if nano else "adamw",
+            lr=1e-3 if nano else 1e-4,
             schedule="cosine",
             warmup_steps=50 if nano else 500,
             total_steps=config.steps,

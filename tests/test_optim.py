@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from thinkgen_jax import optim
+from thinkgen_jax import optim, parts
+from thinkgen_jax.models import presets
 from thinkgen_jax.optim import OptimConfig
 
 PLAIN = OptimConfig(lr=0.1, warmup_steps=0, b2=0.99, weight_decay=0.0, clip_norm=None)
@@ -191,3 +193,40 @@ def test_ema_warms_up_then_decays():
     narrow = optim.ema_update(ema, {"w": jnp.asarray([1.0], jnp.bfloat16)}, 0.5, 10)
     assert narrow["w"].dtype == jnp.float32
     assert optim.ema_update(None, params, 0.99, 0) is None
+
+
+def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adamw():
+    """The update of a full-rank matrix is near -lr·0.2·√max(rows, columns)·U·Vᵀ."""
+    cfg = dataclasses.replace(PLAIN, method="muon")
+    rng = np.random.default_rng(0)
+    grad = rng.normal(size=(2, 6, 3, 4)) * 100  # [L, W, N, H]: two matrices of 6 x 12
+    grads = {
+        "layers": {"attn": {"to_q": {"kernel": jnp.asarray(grad, jnp.float32)}}},
+        "x_embedder": {"kernel": jnp.asarray(grad[0, :, 0], jnp.float32)},
+    }
+    params = ones_like(grads)
+    tx = optim.make(cfg)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    got = np.asarray(updates["layers"]["attn"]["to_q"]["kernel"]).reshape(2, 6, 12)
+    for layer in range(2):
+        u, _, v = np.linalg.svd(grad[layer].reshape(6, 12), full_matrices=False)
+        want = -0.1 * 0.2 * math.sqrt(12) * u @ v
+        near = np.sum(got[layer] * want) / np.linalg.norm(got[layer]) / np.linalg.norm(want)
+        assert near > 0.97
+        assert 0.65 < np.linalg.norm(got[layer]) / np.linalg.norm(want) < 1.25
+    nesterov = 1 + 0.9 * 0.1 / (1 - 0.9**2)  # of optax's muon, in its AdamW too
+    np.testing.assert_allclose(
+        updates["x_embedder"]["kernel"], -0.1 * nesterov * np.sign(grad[0, :, 0]), rtol=1e-5
+    )
+
+
+def test_every_matrix_of_both_transformers_goes_to_muon():
+    """Only tables, ends, vectors and their stacks stay with AdamW."""
+    matrix = re.compile(r"(layers|_refiner|decoder|blocks)/.*kernel$")
+    for tree in ("dit", "mllm"):
+        shapes = parts.shapes(presets.get("tiny"), tree)
+        is_leaf = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)  # noqa: E731
+        found = jax.tree_util.tree_leaves_with_path(optim._matrices(shapes), is_leaf=is_leaf)
+        for path, axes in found:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            assert (axes is not None) == bool(matrix.search(name)), name

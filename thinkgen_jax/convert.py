@@ -6,18 +6,26 @@
 
 A tree that is not named stays as it is in the folder. With `--tokenizer` the nano tokenizer is
 learnt anew from the miniature world's sentences, which invalidates every MLLM trained before.
+
+Of an autoencoder the shift and scale of its latents are measured and told: they belong into the
+preset before anything is trained on them.
 """
 
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import app, flags
 
 from thinkgen_jax import checkpoint, parts
-from thinkgen_jax.data import text
+from thinkgen_jax.data import sources, text
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
+from thinkgen_jax.models.presets import System
+from thinkgen_jax.models.vae import Vae
+from thinkgen_jax.steps import vae_sft
+from thinkgen_jax.structs import Tree
 from thinkgen_jax.world import tasks
 
 TREES = {
@@ -56,6 +64,12 @@ def run() -> None:
         found = checkpoint.restore_subtree(flag.value, [name], shapes)
         trees[tree] = jax.device_get(found[name])
         print(f"{tree}: {flag.value} ({kind})")
+    if "vae" in trees:
+        shift, scale = measure(system, trees["vae"])
+        print(
+            f"latents: shift {shift:.4f}, scale {scale:.4f}; preset {system.name} has "
+            f"{system.vae.shift_factor:.4f}, {system.vae.scaling_factor:.4f}"
+        )
     words = None
     if TOKENIZER.value:
         tokenizer = text.train(tasks.corpus(), vocab_size=system.mllm.vocab_size)
@@ -63,6 +77,20 @@ def run() -> None:
     assets.save(OUT.value, system, trees, words)
     total = sum(f.stat().st_size for f in Path(OUT.value).iterdir())
     print(f"{OUT.value}: {total / 2**20:.1f} MiB")
+
+
+def measure(system: System, params: Tree, *, count: int = 512, batch: int = 16):
+    """(shift, scale) that give the latents of `count` training pictures mean 0 and deviation 1."""
+    weights = {"composition": 0.6, "text": 0.2, "edit": 0.2}
+
+    def pictures(start: int) -> np.ndarray:
+        chosen = range(start, start + batch)
+        return np.stack(
+            [sources.picture(i, seed=0, split="train", weights=weights, crop=0) for i in chosen]
+        )
+
+    batches = (pictures(start) for start in range(0, count, batch))
+    return vae_sft.latent_statistics(Vae(system.vae), params, batches)
 
 
 if __name__ == "__main__":

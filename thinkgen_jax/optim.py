@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimizer for every stage: clipped AdamW over the parameters a stage trains.
+"""One optimizer for every stage: clipped AdamW, or Muon, over the parameters a stage trains.
 
 - What trains is a table of patterns over `/`-joined parameter paths; the rest gets neither update
   nor moments, and a pattern that matches nothing is an error, not a silent no-op.
@@ -25,12 +25,25 @@ SCHEDULES: dict[str, Callable] = {
     "cosine": lambda progress, floor: floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress)),
 }
 
+# Rows and columns of the kernels that Muon makes orthogonal, axes counted from the end; axes before
+# them are stacks. First match wins; whatever matches nothing (tables, ends, vectors) keeps AdamW,
+# here with Nesterov momentum and without decay.
+BLOCK = r"(layers|refiner|decoder|blocks)/.*"
+MATRICES: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
+    (BLOCK + r"(to_out|o_proj)/kernel$", (-3, -2), (-1,)),
+    (BLOCK + r"(to_[qkv]|[qkv]_proj)/kernel$", (-3,), (-2, -1)),
+    (BLOCK + r"qkv/kernel$", (-4,), (-3, -2, -1)),
+    (BLOCK + r"kernel$", (-2,), (-1,)),
+)
+MUON_RMS = 0.2  # update size per value that lets one learning rate serve Muon and AdamW
+
 
 @dataclass(frozen=True)
 class OptimConfig:
     """How one parameter tree learns.
 
     Attributes:
+      method: Key of `METHODS`; "muon" treats the matrices of the blocks (`MATRICES`) by Muon.
       lr: Peak learning rate, >= 0.
       schedule: Key of `SCHEDULES`.
       warmup_steps: Updates of linear warm-up; the first update has lr / warmup_steps. 0 for none.
@@ -48,9 +61,10 @@ class OptimConfig:
       ema_decay: Decay of the running average, in [0, 1); None for none.
 
     Source: defaults of OmniGen2's fine-tuning (AdamW 0.9/0.95, decay 0.01, clip 1, 500 steps of
-    warm-up, no average).
+    warm-up, no average); Muon with the update size of Moonlight (arXiv 2502.16982).
     """
 
+    method: str = "adamw"
     lr: float = 1e-4
     schedule: str = "constant"
     warmup_steps: int = 500
@@ -68,7 +82,7 @@ class OptimConfig:
 
 
 def make(cfg: OptimConfig, *, name: str = "optim") -> optax.GradientTransformation:
-    """Builds clip → AdamW on the trained parameters and nothing on the others.
+    """Builds clip → AdamW or Muon on the trained parameters and nothing on the others.
 
     Args:
       cfg: What to build.
@@ -79,22 +93,59 @@ def make(cfg: OptimConfig, *, name: str = "optim") -> optax.GradientTransformati
         parameter no pattern.
     """
     _check(cfg, name)
-    adamw = optax.adamw(
-        schedule(cfg),
-        b1=cfg.b1,
-        b2=cfg.b2,
-        eps=cfg.eps,
-        weight_decay=cfg.weight_decay,
-        mask=lambda params: _matches(params, cfg.no_decay, name=f"{name}.no_decay", keep=False),
-    )
+    core = METHODS[cfg.method](cfg, name)
     clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
 
     def labels(params: Tree) -> Tree:
         mask = trainable_mask(params, cfg, name=name)
         return jax.tree.map(lambda train: "train" if train else "freeze", mask)
 
-    branches = {"train": _in_float32(optax.chain(clip, adamw)), "freeze": optax.set_to_zero()}
+    branches = {"train": _in_float32(optax.chain(clip, core)), "freeze": optax.set_to_zero()}
     return optax.multi_transform(branches, labels)
+
+
+def _adamw(cfg: OptimConfig, name: str) -> optax.GradientTransformation:
+    return optax.adamw(
+        schedule(cfg),
+        b1=cfg.b1,
+        b2=cfg.b2,
+        eps=cfg.eps,
+        weight_decay=cfg.weight_decay,
+        mask=_decay_mask(cfg, name),
+    )
+
+
+def _muon(cfg: OptimConfig, name: str) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+        schedule(cfg),
+        eps=cfg.eps,
+        weight_decay=cfg.weight_decay,
+        weight_decay_mask=_decay_mask(cfg, name),
+        adam_b1=cfg.b1,
+        adam_b2=cfg.b2,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=MUON_RMS,
+    )
+
+
+METHODS: dict[str, Callable] = {"adamw": _adamw, "muon": _muon}
+
+
+def _decay_mask(cfg: OptimConfig, name: str) -> Callable[[Tree], Tree]:
+    return lambda params: _matches(params, cfg.no_decay, name=f"{name}.no_decay", keep=False)
+
+
+def _matrices(params: Tree) -> Tree:
+    """Rows and columns of every kernel in `MATRICES`, None for the others."""
+
+    def axes(path: str) -> optax.contrib.MuonDimensionNumbers | None:
+        for pattern, rows, columns in MATRICES:
+            if re.search(pattern, path):
+                return optax.contrib.MuonDimensionNumbers(rows, columns)
+        return None
+
+    found = [axes(path) for path, _ in _paths(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
 def schedule(cfg: OptimConfig) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
@@ -202,6 +253,7 @@ def _paths(tree: Tree) -> list[tuple[str, object]]:
 
 def _check(cfg: OptimConfig, name: str) -> None:
     bounds = {
+        "method": (cfg.method in METHODS, f"one of {', '.join(METHODS)}"),
         "lr": (cfg.lr >= 0, ">= 0"),
         "schedule": (cfg.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
         "warmup_steps": (cfg.warmup_steps >= 0, ">= 0"),

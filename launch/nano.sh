@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Trains the shipped nano weights from nothing, stage by stage: about five hours on two quiet cores.
+# Every line goes on where it was stopped, so the whole script may be started again at any time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Huge pages make a CPU step a seventh faster.
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+
+train() { python -m thinkgen_jax.train --config="configs/$1.py" "${@:2}"; }
+
+train nano_vae
+train nano_vae --workdir=runs/nano_vae_whole --config.start.vae=runs/nano_vae-nano \
+  --config.plans.vae_sft.crop=0 --config.steps=500 \
+  --config.optim.vae.lr=5e-4 --config.optim.vae.total_steps=500
+python -m thinkgen_jax.convert --vae=runs/nano_vae_whole --out=thinkgen_jax/assets/nano
+
+train nano_mllm
+train nano_dit
+train align
+train pretrain
+train finetune
+python -m thinkgen_jax.convert --mllm=runs/nano_mllm-nano --dit=runs/finetune-nano \
+  --out=thinkgen_jax/assets/nano
