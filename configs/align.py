@@ -28,9 +28,7 @@ def get_config(arg=None):
     config.steps = 800
     config.phases = (("flow_sft", 1),)
     if config.model == "nano":
-        config.start = dict(
-            mllm="runs/nano_mllm-nano", dit="runs/nano_dit-nano", vae="assets"
-        )
+        config.start = dict(mllm="runs/nano_mllm-nano", dit="runs/nano_dit-nano", vae="assets")
     config.reinit = CONNECTOR
     config.plans = dict(flow_sft=dict(batch=32, streams=streams(), drop=0.1, plain=False))
     config.optim = dict(

@@ -63,7 +63,7 @@ def base(arg: str | None, *, name: str) -> ConfigDict:
 
 
 def optim(**changes) -> ConfigDict:
-    """AdamW as OmniGen2 fine-tunes, unless `method` is "muon"; see thinkgen_jax/optim.py for every field."""
+    """AdamW as OmniGen2 fine-tunes, or Muon; see thinkgen_jax/optim.py for every field."""
     block = ConfigDict(
         dict(
             method="adamw",

@@ -20,9 +20,7 @@ def get_config(arg=None):
     config.steps = 800 if nano else 4_000
     config.phases = (("flow_sft", 1),)
     if nano:
-        config.start = dict(
-            mllm="runs/nano_mllm-nano", dit="runs/pretrain-nano", vae="assets"
-        )
+        config.start = dict(mllm="runs/nano_mllm-nano", dit="runs/pretrain-nano", vae="assets")
     batch = 32 if nano else 256
     config.plans = dict(flow_sft=dict(batch=batch, streams=streams(), drop=0.1, plain=False))
     config.optim = dict(

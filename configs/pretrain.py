@@ -11,9 +11,7 @@ def get_config(arg=None):
     config.steps = 3000 if nano else 60_000
     config.phases = (("flow_sft", 1),)
     if nano:
-        config.start = dict(
-            mllm="runs/nano_mllm-nano", dit="runs/align-nano", vae="assets"
-        )
+        config.start = dict(mllm="runs/nano_mllm-nano", dit="runs/align-nano", vae="assets")
     batch = 32 if nano else 1024
     config.plans = dict(flow_sft=dict(batch=batch, streams=align.streams(), drop=0.1, plain=False))
     config.optim = dict(

@@ -149,10 +149,7 @@ def params_of(setup: Setup, states: States, tree: str) -> Tree:
 
 
 def _vae(plan: SftPlan, setup: Setup) -> Phase:
-    learner = setup.learners["vae"]
-    step = vae_sft.make_step(
-        setup.parts.vae, learner.tx, weights=plan.loss, ema_decay=learner.config.ema_decay
-    )
+    step = vae_sft.make_step(setup.parts.vae, setup.learners["vae"], plan.loss)
     shape = _shape(setup)
     data = [batches.picture_stream(s, shape, size=plan.batch, crop=plan.crop) for s in plan.streams]
 

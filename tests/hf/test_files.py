@@ -42,6 +42,13 @@ def test_round_trip_of_one_file(tmp_path):
         assert file.metadata() == {"format": "pt", "who": "test"}
 
 
+def test_everybody_may_read_what_was_saved(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    files.save_tensors(tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)})
+    assert (tmp_path / "model.safetensors").stat().st_mode == plain.stat().st_mode
+
+
 def test_shards_are_bounded_indexed_and_read_back(tmp_path):
     path = tmp_path / "model.safetensors"
     # Sorted: a 24 bytes, b 8, c 8, d 48. At most 32 a file: a + b, then c, then d above the bound.

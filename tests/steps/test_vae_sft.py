@@ -4,11 +4,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from thinkgen_jax.models.vae import Vae, VaeConfig, draw, scale_latents
+from thinkgen_jax.optim import OptimConfig
+from thinkgen_jax.steps import state as learning
 from thinkgen_jax.steps import vae_sft
+from thinkgen_jax.steps.state import Learner
 from thinkgen_jax.steps.vae_sft import VaeLoss
 
 CFG = VaeConfig(
@@ -32,14 +34,15 @@ def pictures(count=4, side=16):
     return out
 
 
-TX = optax.adam(3e-3)
-STEP = vae_sft.make_step(VAE, TX, ema_decay=0.9)  # compiled once for all tests
+LEARNER = Learner(OptimConfig(lr=3e-3, warmup_steps=0, weight_decay=0.0, ema_decay=0.9))
+STEP = vae_sft.make_step(VAE, LEARNER, VaeLoss())  # compiled once for all tests
 
 
 @pytest.fixture(scope="module")
 def fresh():
     """A state at step 0, on the host."""
-    return jax.device_get(vae_sft.init_state(VAE, TX, jax.random.key(0), ema=True))
+    params = jax.jit(VAE.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]
+    return jax.device_get(learning.create(params, LEARNER))
 
 
 @pytest.fixture

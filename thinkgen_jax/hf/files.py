@@ -338,7 +338,10 @@ def _write_all(jobs: Mapping[Path, object]) -> None:
     temporary = {file: file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in jobs}
     try:
         for file, write in jobs.items():
+            temporary[file].touch()
+            mode = temporary[file].stat().st_mode  # the library's own is for the owner's eyes only
             write(temporary[file])
+            temporary[file].chmod(mode)
         for file in jobs:
             os.replace(temporary[file], file)
     finally:

@@ -7,20 +7,19 @@ the unit Gaussian, which keeps neighbouring latents meaning neighbouring picture
 
 * It trains on samples of the posterior, and on raw latents: shift and scale of the config are not
   used, and follow from `latent_statistics` afterwards.
-* A step whose loss or gradient is not finite leaves the state as it was and says so.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Shaped
 
-from thinkgen_jax import optim
 from thinkgen_jax.models.vae import Vae, draw
+from thinkgen_jax.steps.state import Learner, learn
 from thinkgen_jax.structs import Key, TrainState, Tree
 
 Metrics = dict[str, Float[Array, ""]]
@@ -41,47 +40,25 @@ class VaeLoss:
     kl: float = 3e-3
 
 
-def init_state(vae: Vae, tx: optax.GradientTransformation, key: Key, *, ema: bool) -> TrainState:
-    """Random parameters with fresh moments; `ema` starts a running average at them."""
-    side = 2 * vae.cfg.factor
-    params = jax.jit(vae.init)(key, jnp.zeros((1, side, side, vae.cfg.in_channels)))["params"]
-    average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
+def make_step(vae: Vae, learner: Learner, weights: VaeLoss):
+    """Builds the jitted, donating update (state, pixels, key) -> (state, metrics).
 
-
-def make_step(
-    vae: Vae,
-    tx: optax.GradientTransformation,
-    *,
-    weights: VaeLoss | None = None,
-    ema_decay: float | None = None,
-) -> Callable[[TrainState, Shaped[Array, "B height width 3"], Key], tuple[TrainState, Metrics]]:
-    """Builds the jitted update `(state, pixels, key) -> (state, metrics)`; the state is donated.
-
-    Pixels are uint8, or float32 in [-1, 1]. The metrics are those of `loss_fn` and `grad_norm` and
-    `skipped` (1 where the update was not finite and left out).
-
-    Args:
-      ema_decay: decay of the running average, in [0, 1); None keeps `state.ema` as it is.
+    Pixels are uint8, or float32 in [-1, 1]. The metrics are those of `state.learn` and `loss_fn`.
     """
-    weights = weights or VaeLoss()
 
-    def step(state: TrainState, pixels, key: Key) -> tuple[TrainState, Metrics]:
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = grad_fn(
-            state.params, to_pixels(pixels), key, vae=vae, weights=weights
-        )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema_decay is not None:
-            ema = optim.ema_update(ema, params, ema_decay, state.step)
-        new = TrainState(state.step + 1, params, opt_state, ema)
-        is_finite = optim.finite_or_skip(grads, loss)
-        metrics |= {"grad_norm": optax.tree.norm(grads), "skipped": 1.0 - is_finite}
-        return optim.select(is_finite, new, state), metrics
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, pixels: Shaped[Array, "B height width 3"], key: Key):
+        rows = pixels.shape[0]
 
-    return jax.jit(step, donate_argnums=0)
+        def loss(params: Tree, part):
+            pixels, keys = part
+            value, metrics = loss_fn(params, to_pixels(pixels), keys[0], vae=vae, weights=weights)
+            count = jnp.float32(pixels.shape[0])
+            return value * count, count, {k: v * count for k, v in metrics.items()}
+
+        return learn(state, loss, (pixels, jax.random.split(key, rows)), learner)
+
+    return step
 
 
 def loss_fn(
@@ -94,7 +71,7 @@ def loss_fn(
 ) -> tuple[Float[Array, ""], Metrics]:
     """Loss of one batch and its parts.
 
-    Metrics: `loss`; `l1` and `mse`, unweighted, of pixels in [-1, 1]; `psnr` in dB, of pixels in
+    Metrics: `l1` and `mse`, unweighted, of pixels in [-1, 1]; `psnr` in dB, of pixels in
     [0, 1]; `kl` in nats per latent value; `latent_std`, of the posterior's means.
     """
     mean, logvar = vae.apply({"params": params}, pixels, method="moments")
@@ -106,7 +83,6 @@ def loss_fn(
     loss = loss + weights.kl * divergence
     mse = jnp.mean(jnp.square(error))
     metrics = {
-        "loss": loss,
         "l1": jnp.mean(jnp.abs(error)),
         "mse": mse,
         "psnr": -10.0 * jnp.log10(mse / 4.0 + 1e-12),
