@@ -135,6 +135,11 @@ def test_refuses_a_mesh_without_devices(tmp_path):
     refused(lambda c: c.mesh.update(data=64), "needs 64 devices", tmp_path)
 
 
+def test_refuses_a_batch_that_the_mesh_does_not_divide(tmp_path):
+    change = lambda c: c.mesh.update(fsdp=8)  # noqa: E731
+    refused(change, "text_sft: batch = 2 is not divisible by 8", tmp_path)
+
+
 def test_refuses_group_size_one(tmp_path):
     change = lambda c: c.plans.mllm_grpo.update(group=1)  # noqa: E731
     refused(change, "group = 1", tmp_path, "mllm_grpo")
@@ -153,6 +158,24 @@ def test_refuses_another_config_and_starts_fresh(tmp_path):
     train.prepare(tmp_path / "run", config, fresh=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 7
     assert len(list(tmp_path.iterdir())) == 2  # the old run was moved aside, not deleted
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config=configs/nano_vae.py:tiny", "--config.foo=1"], "--config.foo=1: the config has"),
+        (["--config=configs/nano_vae.py:huge"], "'huge' is not one of"),
+        (["--config=configs/none.py"], "No such file"),
+        (["--config=configs/nano_vae.py:tiny", "--config.steps=many"], "many"),
+        (["--config=configs/nano_vae.py:tiny", "--speed=9"], "speed"),
+    ],
+)
+def test_one_line_for_what_is_wrong(words, message):
+    run = [sys.executable, "-m", "thinkgen_jax.train", *words]
+    found = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    (line,) = found.stderr.strip().splitlines()
+    assert line.startswith("error: ") and message in line
 
 
 def _made(path):

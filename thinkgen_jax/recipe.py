@@ -69,6 +69,7 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
       ValueError: when a source is missing or does not fit, naming the config key.
     """
     check_phases(config)
+    check_rows(config)
     system = system_of(config)
     built = parts.build(system, assets.load_text(parts.ASSETS, system))
     learned = {LEARNS[name] for name, _ in config.phases}
@@ -204,6 +205,24 @@ def check_phases(config: ConfigDict) -> None:
             raise ValueError(f"config.phases names {name!r}, config.plans has no such block")
         if LEARNS[name] not in config.optim:
             raise ValueError(f"config.optim has no block {LEARNS[name]!r} for {name!r}")
+
+
+def check_rows(config: ConfigDict) -> None:
+    """Refuses batches that the mesh and the micro-batches do not divide.
+
+    Raises:
+      ValueError: naming the rows of a step and the number of parts.
+    """
+    ways = sharding.batch_ways(jax.sharding.get_mesh())
+    for name, _ in config.phases:
+        block, accumulate = config.plans[name], config.optim[LEARNS[name]].accumulate
+        key = "batch" if "batch" in block else "prompts * group"
+        rows = block.batch if "batch" in block else block.prompts * block.group
+        if rows % (ways * accumulate):
+            raise ValueError(
+                f"config.plans.{name}: {key} = {rows} is not divisible by {ways * accumulate} "
+                f"(config.mesh data * fsdp = {ways}, accumulate = {accumulate})"
+            )
 
 
 def plan(block: dict) -> SftPlan | RlPlan:

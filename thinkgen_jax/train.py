@@ -221,6 +221,21 @@ def write_report(config: ConfigDict, workdir: Path, before: dict, after: dict) -
     )
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Reads the flags; what is wrong with them, or with the config file, is told in one line."""
+    try:
+        rest = flags.FLAGS(argv)
+        getattr(CONFIG.value, "name", None)  # a file that could not be read says so now
+        return rest
+    except AttributeError as err:  # ml_collections names the last part of the key
+        known = [a for a in argv if a.startswith("--config.") and str(err).strip("\"'") in a]
+        print(f"error: {' '.join(known) or err}: the config has no such key", file=sys.stderr)
+    except (flags.Error, ValueError, TypeError, OSError) as err:
+        lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+        print(f"error: {lines[-1] if lines else type(err).__name__}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def _on_interrupt():
     """Turns Ctrl-C and SIGTERM into a question asked between steps; a second one ends at once."""
     asked = []
@@ -239,4 +254,4 @@ def _on_interrupt():
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)
