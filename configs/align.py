@@ -15,9 +15,9 @@ EDITED = dict(edit=0.6, reasoning_edit=0.25, reflection=0.15)
 def streams() -> dict:
     """Kinds of supervised pictures, in the pseudo-CoT form."""
     return dict(
-        a_drawn=common.stream(0.65, DRAWN, length=80),
+        a_drawn=common.stream(0.65, DRAWN, length=72),
         b_signs=common.stream(0.15, dict(text=1.0), length=112),
-        c_edited=common.stream(0.17, EDITED, pictures=1, length=88),
+        c_edited=common.stream(0.17, EDITED, pictures=1, length=80),
         d_context=common.stream(0.03, dict(in_context=1.0), pictures=3, length=112),
     )
 
@@ -25,7 +25,7 @@ def streams() -> dict:
 def get_config(arg=None):
     """No argument trains the nano system; `:thinkgen` the released sizes; `:tiny` two steps."""
     config = common.base(arg, name="align")
-    config.steps = 800
+    config.steps = 300
     config.phases = (("flow_sft", 1),)
     if config.model == "nano":
         config.start = dict(mllm="runs/nano_mllm-nano", dit="runs/nano_dit-nano", vae="assets")

@@ -2,8 +2,8 @@
 """Supervised flow matching: align, pretrain and finetune, and the DiT's preparation.
 
 x_t = t · data + (1 - t) · noise, target u = data - noise, squared error summed over all latent
-elements
-of the global batch and divided by their number: large pictures weigh more, as in the release.
+elements of the global batch and divided by their number: large pictures weigh more, as in the
+release.
 
 * The MLLM is frozen; its states behind the empty thought are the condition.
 * Before a connector exists (`text_embed` in the tree) a plain learned text embedding conditions.
@@ -11,6 +11,7 @@ of the global batch and divided by their number: large pictures weigh more, as i
 Source: OmniGen2 training code (loss, time sampling); stages: paper 4.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -56,7 +57,9 @@ def make_step(dit: Dit, encoder: Encoder, learner: Learner, *, shift: float | No
         target = encoder.pixels_to_tokens(frozen["vae"], batch.pixels)
         references = encoder.references_to_tokens(frozen["vae"], batch.references)
         plain = EMBED in state.params
-        condition = None if plain else encoder.condition(frozen["mllm"], batch.prompt)
+        # The pseudo-CoT form says everything twice: what follows the marker is less than half.
+        half = replace(encoder, max_len=min(encoder.max_len, batch.prompt.ids.shape[1] // 2))
+        condition = None if plain else half.condition(frozen["mllm"], batch.prompt)
         rows, tokens = target.tokens.shape[:2]
         time_key, noise_key = jax.random.split(key)
         t = flow.training_times(time_key, rows, tokens=tokens, shift=shift)
