@@ -2,11 +2,9 @@
 """Preparation of the nano system: its autoencoder learns to reconstruct rendered pictures.
 
 The released system gets a FLUX autoencoder ready-made. Most steps see 32-pixel cut-outs around an
-object or a sign, where the information is. A short second run on whole pictures settles the
-statistics of the group norms, which differ between cut-outs and pictures:
-
-    --config.start.vae=runs/nano_vae-nano --config.plans.vae_sft.crop=0 --config.steps=500
-    --config.optim.vae.lr=5e-4 --config.optim.vae.total_steps=500 --workdir=runs/nano_vae_whole
+object or a sign, where the information is. A short second run on whole pictures, in
+`launch/nano.sh`, settles the statistics of the group norms, which differ between cut-outs and
+pictures.
 """
 
 from configs import common

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Trains the shipped nano weights from nothing, stage by stage: about five hours on two quiet cores.
+# Trains the shipped nano weights from nothing, stage by stage: several hours on two quiet cores.
 # Every line goes on where it was stopped, so the whole script may be started again at any time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Huge pages make a CPU step a seventh faster.
-export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+# Memory that stays with the process, in huge pages: a CPU step of the DiT is a tenth faster or more.
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=4294967296 \
+  MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
 train() { python -m thinkgen_jax.train --config="configs/$1.py" "${@:2}"; }
 

@@ -12,6 +12,7 @@ preset before anything is trained on them.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 from absl import app, flags
 
 from thinkgen_jax import checkpoint, parts
-from thinkgen_jax.data import sources, text
+from thinkgen_jax.data import batches, sources, text
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
 from thinkgen_jax.models.presets import System
@@ -82,15 +83,10 @@ def run() -> None:
 def measure(system: System, params: Tree, *, count: int = 512, batch: int = 16):
     """(shift, scale) that give the latents of `count` training pictures mean 0 and deviation 1."""
     weights = {"composition": 0.6, "text": 0.2, "edit": 0.2}
-
-    def pictures(start: int) -> np.ndarray:
-        chosen = range(start, start + batch)
-        return np.stack(
-            [sources.picture(i, seed=0, split="train", weights=weights, crop=0) for i in chosen]
-        )
-
-    batches = (pictures(start) for start in range(0, count, batch))
-    return vae_sft.latent_statistics(Vae(system.vae), params, batches)
+    example = partial(sources.picture, seed=0, split="train", weights=weights, crop=0)
+    data = batches.batched(example, batch, np.stack)
+    pictures = (data[i] for i in range(count // batch))
+    return vae_sft.latent_statistics(Vae(system.vae), params, pictures)
 
 
 if __name__ == "__main__":

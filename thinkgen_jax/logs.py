@@ -49,7 +49,6 @@ def setup(workdir: str | Path | None = None, *, level: int = logging.INFO) -> lo
     Returns:
       The logger of the package.
     """
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # "no TPU here" is no news
     logger = logging.getLogger("thinkgen_jax")
     for old in list(logger.handlers):
         logger.removeHandler(old)

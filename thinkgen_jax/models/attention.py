@@ -47,18 +47,6 @@ def attend(
     if causal:
         places = jnp.arange(q.shape[1])
         mask = mask & (places[:, None] >= places[None, :])[None]
-    return masked(q, k, v, mask, impl=impl)
-
-
-def masked(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    mask: Bool[Array, "B T S"],
-    *,
-    impl: str = "auto",
-) -> Float[Array, "B T N H"]:
-    """Attends under an explicit mask (True = visible); what decoding against a cache needs."""
     if resolve(impl) == "cudnn" and q.dtype in (jnp.bfloat16, jnp.float16):
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
     return _softmax_attention(q, k, v, mask)

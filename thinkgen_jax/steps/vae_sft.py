@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from thinkgen_jax.models.vae import Vae, draw
+from thinkgen_jax.steps.encode import to_signed
 from thinkgen_jax.steps.state import Learner, learn
 from thinkgen_jax.structs import Key, TrainState, Tree
 
@@ -115,9 +116,7 @@ def edges(pixels: Float[Array, "B height width 3"]) -> Float[Array, "B height wi
 
 def to_pixels(pixels: Shaped[Array, "B height width 3"]) -> Float[Array, "B height width 3"]:
     """uint8 to float32 in [-1, 1]; floats pass."""
-    if pixels.dtype == jnp.uint8:
-        return pixels.astype(jnp.float32) / 127.5 - 1.0
-    return pixels
+    return to_signed(pixels) if pixels.dtype == jnp.uint8 else pixels
 
 
 def latent_statistics(
