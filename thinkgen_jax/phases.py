@@ -41,20 +41,25 @@ class SftPlan:
     Attributes:
       batch: rows of a step.
       streams: kinds of batches, mixed by weight.
+      pool: batches whose rows are sorted by length together, so that short ones are padded less;
+        1 gives every batch the stream's length (flow_sft).
       drop: share of words dropped for guidance (flow_sft).
       wrong: by scenario, share of thoughts that come to a wrong conclusion (text_sft).
       silent: share of responses without a thought (text_sft).
       plain: condition on a learned text embedding instead of the MLLM (flow_sft).
+      focus: which tokens and times are learned (flow_sft).
       loss: constants of the reconstruction loss (vae_sft).
       crop: side of cut-outs in pixels, 0 for whole pictures (vae_sft).
     """
 
     batch: int
     streams: tuple[Stream, ...]
+    pool: int = 1
     drop: float = 0.1
     wrong: Mapping[str, float] = field(default_factory=dict)
     silent: float = 0.2
     plain: bool = False
+    focus: flow_sft.Focus = field(default_factory=flow_sft.Focus)
     loss: vae_sft.VaeLoss = field(default_factory=vae_sft.VaeLoss)
     crop: int = 0
 
@@ -178,11 +183,17 @@ def _text(plan: SftPlan, setup: Setup) -> Phase:
 def _flow(plan: SftPlan, setup: Setup) -> Phase:
     parts = setup.parts
     step = flow_sft.make_step(
-        parts.dit, parts.encoder, setup.learners["dit"], shift=parts.system.shift
+        parts.dit,
+        parts.encoder,
+        setup.learners["dit"],
+        shift=parts.system.shift,
+        focus=plan.focus,
     )
     shape = _shape(setup)
     data = [
-        batches.flow_stream(s, shape, size=plan.batch, drop=plan.drop, plain=plan.plain)
+        batches.flow_stream(
+            s, shape, size=plan.batch, pool=plan.pool, drop=plan.drop, plain=plan.plain
+        )
         for s in plan.streams
     ]
     frozen = {"mllm": setup.frozen.get("mllm"), "vae": setup.frozen["vae"]}

@@ -232,6 +232,8 @@ def plan(block: dict) -> SftPlan | RlPlan:
     if "batch" in values:
         if "loss" in values:
             values["loss"] = VaeLoss(**block["loss"])
+        if "focus" in values:
+            values["focus"] = flow_sft.Focus(**block["focus"])
         return SftPlan(**values)
     guidance = Guidance(**block["draw"]["guidance"])
     values["draw"] = Draw(**{**block["draw"], "guidance": guidance})

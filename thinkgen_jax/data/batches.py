@@ -9,7 +9,7 @@ is one number, and batch n is the same whoever asks for it.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import grain
 import numpy as np
@@ -22,6 +22,7 @@ from thinkgen_jax.data.text import Text
 from thinkgen_jax.structs import FlowBatch, References, TextBatch
 
 ENDLESS = 2**31 - 1  # examples of a stream; no run reaches it
+ROOM = 8  # rows of a sorted batch are padded to a multiple of this many tokens
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,30 @@ def batched(example: Callable[[int], object], size: int, collate: Callable) -> g
     return data.batch(size, drop_remainder=True, batch_fn=collate)
 
 
-def flow_stream(stream: Stream, shape: Shape, *, size: int, drop: float, plain: bool):
-    """Batches of `FlowBatch`; `plain` gives bare words instead of the pseudo-CoT form."""
+def alike(
+    example: Callable[[int], object], size: int, collate: Callable, *, pool: int, key: Callable
+) -> grain.MapDataset:
+    """Examples 0, 1, 2, ... in batches of `size`, `pool` batches at a time sorted by `key`."""
+
+    @lru_cache(maxsize=2)
+    def pooled(number: int) -> list:
+        first = number * pool * size
+        return sorted(map(example, range(first, first + pool * size)), key=key)
+
+    def batch(index: int):
+        number, place = divmod(index, pool)
+        return collate(pooled(number)[place * size : (place + 1) * size])
+
+    return grain.MapDataset.range(ENDLESS // size).map(batch)
+
+
+def flow_stream(
+    stream: Stream, shape: Shape, *, size: int, pool: int = 1, drop: float, plain: bool
+):
+    """Batches of `FlowBatch`; `plain` gives bare words instead of the pseudo-CoT form.
+
+    With a pool above 1 rows of like length come together and are padded to no more than they need.
+    """
     example = partial(
         sources.drawing,
         seed=shape.seed,
@@ -76,7 +99,14 @@ def flow_stream(stream: Stream, shape: Shape, *, size: int, drop: float, plain: 
         weights=stream.scenarios,
         drop=drop,
     )
-    return batched(example, size, partial(flow_batch, stream=stream, shape=shape, plain=plain))
+    collate = partial(flow_batch, stream=stream, shape=shape, plain=plain)
+    if pool == 1:
+        return batched(example, size, collate)
+
+    def length(drawing: Drawing) -> int:
+        return len(_words(drawing, shape, plain))
+
+    return alike(example, size, partial(collate, fit=True), pool=pool, key=length)
 
 
 def text_stream(stream: Stream, shape: Shape, *, size: int, wrong: Mapping, silent: float):
@@ -107,17 +137,23 @@ def request_stream(stream: Stream, shape: Shape, *, size: int):
 
 
 def flow_batch(
-    drawings: Sequence[Drawing], *, stream: Stream, shape: Shape, plain: bool
+    drawings: Sequence[Drawing], *, stream: Stream, shape: Shape, plain: bool, fit: bool = False
 ) -> FlowBatch:
-    """Collates supervised pictures; references are placeholders in the words, as in the release."""
-    text = shape.text
-    rows = [
-        text.encode(d.prompt or " ") if plain else text.pseudo(d.prompt, images=len(d.references))
-        for d in drawings
-    ]
-    prompt = assemble(rows, length=stream.length)
+    """Collates supervised pictures, padded to the stream's length or, to fit, to their own."""
+    rows = [_words(d, shape, plain) for d in drawings]
+    length = stream.length
+    if fit:
+        length = min(-(-max(map(len, rows)) // ROOM) * ROOM, length)
+    prompt = assemble(rows, length=length)
     pixels = np.stack([d.image for d in drawings])
     return FlowBatch(prompt, pixels, reference_batch([d.references for d in drawings], stream))
+
+
+def _words(d: Drawing, shape: Shape, plain: bool) -> list[int]:
+    """Token ids of a picture's words; references are placeholders in them, as in the release."""
+    if plain:
+        return shape.text.encode(d.prompt or " ")
+    return shape.text.pseudo(d.prompt, images=len(d.references))
 
 
 def reference_batch(rows: Sequence[Sequence[np.ndarray]], stream: Stream) -> References | None:

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches: random access, rows of like length together, positions that resume."""
+
+import numpy as np
+
+from thinkgen_jax import parts
+from thinkgen_jax.data import batches
+from thinkgen_jax.data.batches import Shape, Stream
+from thinkgen_jax.hf import assets
+from thinkgen_jax.models import presets
+
+STREAM = Stream(1.0, {"composition": 0.5, "reasoning": 0.5}, length=80)
+
+
+def shape():
+    return Shape(assets.load_text(parts.ASSETS, presets.get("nano")), None, seed=3)
+
+
+def test_pools_are_sorted_and_lose_nothing():
+    """Examples 0..11 in batches of 2, three of which form a pool."""
+    data = batches.alike(lambda i: i * 7 % 12, 2, list, pool=3, key=lambda x: x)
+    assert [data[i] for i in range(6)] == [[0, 2], [4, 7], [9, 11], [1, 3], [5, 6], [8, 10]]
+
+
+def test_pooled_rows_are_the_plain_ones():
+    plain = batches.flow_stream(STREAM, shape(), size=4, drop=0.1, plain=True)
+    pooled = batches.flow_stream(STREAM, shape(), size=4, pool=4, drop=0.1, plain=True)
+
+    def rows(data):
+        found = []
+        for batch in (data[i] for i in range(4)):
+            words = [tuple(ids[: s.sum()]) for ids, s in zip(*batch.prompt[:2], strict=True)]
+            found += zip(words, batch.pixels.sum((1, 2, 3)), strict=True)
+        return found
+
+    assert sorted(rows(plain)) == sorted(rows(pooled))
+    lengths = [pooled[i].prompt.ids.shape[1] for i in range(4)]
+    assert lengths == sorted(lengths) and lengths[0] < lengths[-1] <= 80
+    assert all(length % batches.ROOM == 0 for length in lengths)
+    assert {plain[i].prompt.ids.shape[1] for i in range(4)} == {80}
+
+
+def test_mixture_goes_on_where_it_stopped():
+    def opened():
+        kinds = (STREAM, Stream(1.0, {"text": 1.0}, length=112))
+        data = [batches.flow_stream(k, shape(), size=2, drop=0.0, plain=True) for k in kinds]
+        return batches.mixed(data, [0.7, 0.3])
+
+    first = opened()
+    seen = [next(first).pixels for _ in range(3)]
+    place = batches.position(first)
+    later = next(first).pixels
+    again = opened()
+    again.set_state(place)
+    np.testing.assert_array_equal(next(again).pixels, later)
+    assert not np.array_equal(seen[0], later)
