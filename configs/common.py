@@ -109,6 +109,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
     for plan in config.plans.values():
         if "batch" in plan:
             plan.batch = 2
+            if "pool" in plan:
+                plan.pool = 1  # one shape of batch
         else:
             plan.prompts, plan.group = 2, 2
             plan.draw.steps = 3

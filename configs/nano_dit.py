@@ -25,8 +25,10 @@ def get_config(arg=None):
                 b_signs=common.stream(0.12, dict(text=1.0), length=48),
                 c_edited=common.stream(0.12, edited, pictures=1, length=32),
             ),
+            pool=4,
             drop=0.1,
             plain=True,
+            focus=dict(keep=0, least=0.0),
         )
     )
     config.optim = dict(

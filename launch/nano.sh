@@ -11,15 +11,24 @@ export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=4294967296 \
 
 train() { python -m thinkgen_jax.train --config="configs/$1.py" "${@:2}"; }
 
+# The autoencoder learns details first, then to do with codes that noise may blur: what the DiT has to
+# draw becomes simpler. Whole pictures come last, their group norms differ from those of cut-outs.
 train nano_vae
-train nano_vae --workdir=runs/nano_vae_whole --config.start.vae=runs/nano_vae-nano \
-  --config.plans.vae_sft.crop=0 --config.steps=500 \
-  --config.optim.vae.lr=5e-4 --config.optim.vae.total_steps=500
+train nano_vae --workdir=runs/nano_vae_soft --config.start.vae=runs/nano_vae-nano \
+  --config.plans.vae_sft.loss.kl=0.04 --config.steps=2000 \
+  --config.optim.vae.lr=1.5e-3 --config.optim.vae.total_steps=2000
+train nano_vae --workdir=runs/nano_vae_whole --config.start.vae=runs/nano_vae_soft \
+  --config.plans.vae_sft.loss.kl=0.03 --config.plans.vae_sft.crop=0 --config.steps=400 \
+  --config.optim.vae.lr=6e-4 --config.optim.vae.total_steps=400 --config.optim.vae.warmup_steps=20
 python -m thinkgen_jax.convert --vae=runs/nano_vae_whole --out=thinkgen_jax/assets/nano
 
 train nano_mllm
+# The DiT learns pictures as a whole, then what is lively in them once most noise is gone.
 train nano_dit
-train align
+train nano_dit --workdir=runs/nano_dit_lively --config.start.dit=runs/nano_dit-nano \
+  --config.plans.flow_sft.batch=64 --config.plans.flow_sft.focus.keep=28 \
+  --config.plans.flow_sft.focus.least=0.25
+train align --config.start.dit=runs/nano_dit_lively
 train pretrain
 train finetune
 python -m thinkgen_jax.convert --mllm=runs/nano_mllm-nano --dit=runs/finetune-nano \

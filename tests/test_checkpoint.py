@@ -139,6 +139,12 @@ def test_subtrees_load_alone(run):
         checkpoint.restore_subtree(run, ("dit/ema",))
 
 
+def test_others_start_from_the_average_where_there_is_one(run):
+    assert checkpoint.learned(run, "mllm") == "mllm/ema"
+    assert checkpoint.learned(run, "dit") == "dit/params"
+    assert checkpoint.learned(run, "vae") is None
+
+
 def test_describe_lists_every_array(run):
     listing = checkpoint.describe(run)
     want = jax.tree.leaves(make_state(2))

@@ -7,7 +7,7 @@ import pytest
 from absl.testing import flagsaver
 
 from tests.bench.test_miniature import MODEL, careless
-from thinkgen_jax import evaluate, pipeline
+from thinkgen_jax import cli, evaluate, pipeline
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def door(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate.ThinkGen, "from_pretrained", lambda path: MODEL)
     monkeypatch.chdir(tmp_path)
     saved = flagsaver.save_flag_values(evaluate.FLAGS)
-    yield lambda *words: evaluate.main(evaluate.parse(["evaluate", *words]))
+    yield lambda *words: cli.start(evaluate.FLAGS, evaluate.run, ["evaluate", *words])
     flagsaver.restore_flag_values(saved, evaluate.FLAGS)
 
 

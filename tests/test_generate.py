@@ -9,7 +9,7 @@ import pytest
 from absl.testing import flagsaver
 
 from tests.toy import tiny
-from thinkgen_jax import generate, pipeline
+from thinkgen_jax import cli, generate, pipeline
 from thinkgen_jax.data import images
 from thinkgen_jax.hf import assets
 from thinkgen_jax.structs import Result
@@ -23,7 +23,7 @@ def door(monkeypatch, tmp_path):
     monkeypatch.setattr(generate.cache, "enable", lambda: None)
     monkeypatch.chdir(tmp_path)
     saved = flagsaver.save_flag_values(generate.FLAGS)
-    yield lambda *words: generate.main(generate.parse(["generate", *words]))
+    yield lambda *words: cli.start(generate.FLAGS, generate.run, ["generate", *words])
     flagsaver.restore_flag_values(saved, generate.FLAGS)
 
 

@@ -17,18 +17,18 @@ BODIES = {"structs", "models", "sharding", "checkpoint", "optim", "logs"}
 BELOW = {"structs", "models", "sampling", "steps", "hf"} | TOOLS
 ROADS = {"parts", "pipeline", "rollout", "phases", "bench"}
 FLOORS = {  # room: the rooms it may import beside itself
-    **{"__init__": set(), "structs": set(), "models": {"structs", "sharding"}},
+    **{"__init__": set(), "cli": set(), "structs": set(), "models": {"structs", "sharding"}},
     **{room: {"structs"} for room in TOOLS},
     **{"data": {"structs", "world"}, "rewards": {"structs", "world"}},
     **{"sampling": BODIES, "steps": BODIES | {"sampling"}, "hf": BODIES | {"data"}},
     **{"parts": BELOW, "pipeline": BELOW | {"parts"}, "bench": BELOW | {"parts", "pipeline"}},
     **{"rollout": BELOW | {"parts", "pipeline"}, "phases": BELOW | {"parts", "rollout"}},
     **{"recipe": BELOW | ROADS},  # before the doors: what their configs mean
-    **{door: BELOW | ROADS | {"recipe"} for door in DOORS},
+    **{door: BELOW | ROADS | {"recipe", "cli"} for door in DOORS},
 }
 FENCES = {  # third-party package: beginnings of the paths, below the package, that may import it
     **{"flax": ("models/",), "optax": ("optim.py", "steps/"), "orbax": ("checkpoint.py",)},
-    **{"grain": ("data/",), "absl": DOORS, "safetensors": ("hf/",)},
+    **{"grain": ("data/",), "absl": (*DOORS, "cli.py"), "safetensors": ("hf/",)},
     **{"ml_collections": (*DOORS, "recipe.py")},
     **{"transformers": ("data/text.py",), "tokenizers": ("data/text.py",)},
     **{"scipy": ("world/", "data/"), "PIL": ("world/", "data/", "logs.py")},
@@ -36,7 +36,7 @@ FENCES = {  # third-party package: beginnings of the paths, below the package, t
     **{"httpx": ("rewards/remote.py",), "rapidfuzz": ("rewards/words.py",)},
     **{name: () for name in ("torch", "pickle", "cloudpickle", "dill", "Levenshtein")},
 }
-PRINTERS = (*DOORS, "world/gates.py", "world/attacks.py", "world/calibrate.py")
+PRINTERS = (*DOORS, "cli.py", "world/gates.py", "world/attacks.py", "world/calibrate.py")
 WITHOUT_JAX = ("data/", "world/")
 OPTIONAL = {"httpx", "rapidfuzz"}  # named in launch/requirements-*.txt
 DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"}

@@ -268,6 +268,19 @@ def describe(path: str | Path) -> dict[str, jax.ShapeDtypeStruct]:
     return _by_path(_saved(find(path)))
 
 
+def learned(path: str | Path, tree: str) -> str | None:
+    """Name of the sub-tree others start from: the running average, else the parameters, else None.
+
+    Raises:
+      ValueError: missing, foreign or damaged.
+    """
+    held = describe(path)
+    for kind in ("ema", "params"):
+        if any(name.startswith(f"{tree}/{kind}/") for name in held):
+            return f"{tree}/{kind}"
+    return None
+
+
 def restore_subtree(
     path: str | Path, names: Sequence[str], abstract: Mapping[str, Tree] | None = None
 ) -> dict[str, Tree]:

@@ -11,15 +11,14 @@ Of an autoencoder the shift and scale of its latents are measured and told: they
 preset before anything is trained on them.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from thinkgen_jax import checkpoint, parts
+from thinkgen_jax import checkpoint, cli, parts
 from thinkgen_jax.data import batches, sources, text
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
@@ -29,23 +28,18 @@ from thinkgen_jax.steps import vae_sft
 from thinkgen_jax.structs import Tree
 from thinkgen_jax.world import tasks
 
+FLAGS = cli.values()
 TREES = {
-    tree: flags.DEFINE_string(tree, None, f"Run whose {tree} is taken; its average if it has one.")
+    tree: flags.DEFINE_string(
+        tree, None, f"Run whose {tree} is taken; its average if it has one.", flag_values=FLAGS
+    )
     for tree in parts.TREES
 }
-OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
-PRESET = flags.DEFINE_string("preset", "nano", "Dimensions of the system.")
-TOKENIZER = flags.DEFINE_bool("tokenizer", False, "Learn the nano tokenizer anew.")
-
-
-def main(argv: list[str]) -> None:
-    """Command line."""
-    del argv
-    try:
-        run()
-    except ValueError as err:
-        print(f"error: {err}", file=sys.stderr)
-        raise SystemExit(2) from None
+OUT = flags.DEFINE_string("out", None, "Folder to write.", flag_values=FLAGS)
+PRESET = flags.DEFINE_string("preset", "nano", "Dimensions of the system.", flag_values=FLAGS)
+TOKENIZER = flags.DEFINE_bool(
+    "tokenizer", False, "Learn the nano tokenizer anew.", flag_values=FLAGS
+)
 
 
 def run() -> None:
@@ -54,17 +48,17 @@ def run() -> None:
     Raises:
       ValueError: for an unknown preset, a missing run, or a tree of other dimensions.
     """
+    if not OUT.value:
+        raise ValueError("--out is needed: the folder to write")
     system, trees = presets.get(PRESET.value), {}
     for tree, flag in TREES.items():
         if flag.value is None:
             continue
-        names = checkpoint.describe(flag.value)
-        kind = "ema" if any(n.startswith(f"{tree}/ema/") for n in names) else "params"
-        name = f"{tree}/{kind}"
+        name = checkpoint.learned(flag.value, tree) or f"{tree}/params"
         shapes = {name: parts.shapes(system, tree)}
         found = checkpoint.restore_subtree(flag.value, [name], shapes)
         trees[tree] = jax.device_get(found[name])
-        print(f"{tree}: {flag.value} ({kind})")
+        print(f"{name}: {flag.value}")
     if "vae" in trees:
         shift, scale = measure(system, trees["vae"])
         print(
@@ -90,4 +84,4 @@ def measure(system: System, params: Tree, *, count: int = 512, batch: int = 16):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.start(FLAGS, run)

@@ -5,20 +5,18 @@ One table on the screen, one JSON file with every sample's scores.
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from thinkgen_jax import __version__, bench, cache, logs
+from thinkgen_jax import __version__, bench, cache, cli, logs
 from thinkgen_jax.pipeline import ThinkGen, default
 
 THINK = {"both": (False, True), "yes": (True,), "no": (False,)}
 
-FLAGS = flags.FlagValues()  # its own: doors stand side by side in one process
-HELP = flags.DEFINE_bool("help", False, "Shows this list.", short_name="h", flag_values=FLAGS)
+FLAGS = cli.values()
 BENCHMARK = flags.DEFINE_enum(
     "benchmark", "miniature", sorted(bench.BENCHMARKS), "What to run.", flag_values=FLAGS
 )
@@ -50,17 +48,6 @@ OUT = flags.DEFINE_string("out", "evaluation.json", "The JSON file.", flag_value
 PICTURES = flags.DEFINE_string(
     "pictures", None, "A PNG sheet of some pictures; default none.", flag_values=FLAGS
 )
-
-
-def main(argv: list[str]) -> None:
-    """Command line."""
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unknown arguments {argv[1:]}")
-        print(FLAGS.get_help()) if HELP.value else run()
-    except ValueError as err:
-        print(f"error: {err}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def run() -> dict:
@@ -121,15 +108,5 @@ def _writable(path: Path) -> None:
         raise ValueError(f"--out={path} cannot be written: {err.strerror}") from err
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Reads the flags; what is wrong with them is told in one line."""
-    flags.FLAGS(argv[:1])  # absl's own flags keep their defaults
-    try:
-        return FLAGS(argv)
-    except flags.Error as err:
-        print(f"error: {err}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    cli.start(FLAGS, run)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from thinkgen_jax import __version__, cache
+from thinkgen_jax import __version__, cache, cli
 from thinkgen_jax.data import images
 from thinkgen_jax.pipeline import Settings, ThinkGen, check, default
 from thinkgen_jax.structs import Request, Result
@@ -25,8 +25,7 @@ from thinkgen_jax.structs import Request, Result
 TASKS = ("draw", "reflect", "understand")
 KEYS = ("prompt", "image", "task", "think", "size", "seed")  # of one line of --requests
 
-FLAGS = flags.FlagValues()  # its own: doors stand side by side in one process
-HELP = flags.DEFINE_bool("help", False, "Shows this list.", short_name="h", flag_values=FLAGS)
+FLAGS = cli.values()
 PROMPT = flags.DEFINE_string(
     "prompt", None, "What to draw, how to edit, or what to answer.", flag_values=FLAGS
 )
@@ -76,17 +75,6 @@ class Asked:
     path: Path  # of the PNG
     sources: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-def main(argv: list[str]) -> None:
-    """Command line."""
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unknown arguments {argv[1:]}")
-        print(FLAGS.get_help()) if HELP.value else run()
-    except ValueError as err:
-        print(f"error: {err}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def run() -> list[Result]:
@@ -256,15 +244,5 @@ def _write(one: Asked, result: Result, settings: Settings, seconds: float) -> No
     print(one.path if result.image is not None else one.path.with_suffix(".json"))
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Reads the flags; what is wrong with them is told in one line."""
-    flags.FLAGS(argv[:1])  # absl's own flags keep their defaults
-    try:
-        return FLAGS(argv)
-    except flags.Error as err:
-        print(f"error: {err}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    cli.start(FLAGS, run)

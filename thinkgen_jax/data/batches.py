@@ -22,7 +22,7 @@ from thinkgen_jax.data.text import Text
 from thinkgen_jax.structs import FlowBatch, References, TextBatch
 
 ENDLESS = 2**31 - 1  # examples of a stream; no run reaches it
-ROOM = 8  # rows of a sorted batch are padded to a multiple of this many tokens
+ROOM = 16  # rows of a sorted batch are padded to a multiple of this many tokens
 
 
 @dataclass(frozen=True)
