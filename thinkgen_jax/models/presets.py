@@ -123,8 +123,8 @@ NANO_VAE = VaeConfig(
     block_out_channels=(16, 32, 64),
     layers_per_block=1,
     norm_num_groups=8,
-    scaling_factor=1.1393,  # measured by convert.py: latents have mean 0, deviation 1
-    shift_factor=-0.0127,
+    scaling_factor=1.9169,  # measured by convert.py: latents have mean 0, deviation 1
+    shift_factor=0.0079,
 )
 NANO = System(
     name="nano",

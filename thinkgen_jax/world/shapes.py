@@ -168,7 +168,8 @@ def _stripe_patterns(n: int) -> Float[np.ndarray, "k n"]:
         bar = ((fine - start) % _PERIOD < STRIPE_BAR).reshape(n, 4).mean(1)
         rows.append(bar - bar.mean())
     rows = np.stack(rows)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    # A profile no longer than a bar can be all bar: it has no stripes and correlates with nothing.
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
 def _stripe_fit(profile: Float[np.ndarray, "n"]) -> float:
