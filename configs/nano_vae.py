@@ -2,9 +2,9 @@
 """Preparation of the nano system: its autoencoder learns to reconstruct rendered pictures.
 
 The released system gets a FLUX autoencoder ready-made. Most steps see 32-pixel cut-outs around an
-object or a sign, where the information is. A short second run on whole pictures, in
-`launch/nano.sh`, settles the statistics of the group norms, which differ between cut-outs and
-pictures.
+object or a sign, where the information is. Two short runs follow, in
+`launch/nano.sh`: one makes the latents softer, one on whole pictures settles the statistics of the
+group norms, which differ between cut-outs and pictures.
 """
 
 from configs import common

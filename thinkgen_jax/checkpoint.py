@@ -268,17 +268,18 @@ def describe(path: str | Path) -> dict[str, jax.ShapeDtypeStruct]:
     return _by_path(_saved(find(path)))
 
 
-def learned(path: str | Path, tree: str) -> str | None:
-    """Name of the sub-tree others start from: the running average, else the parameters, else None.
+def learned(path: str | Path) -> dict[str, str]:
+    """What others start from: of each tree that learned, the running average or the parameters.
+
+    Returns:
+      Tree to the name of the sub-tree, for `restore_subtree`.
 
     Raises:
       ValueError: missing, foreign or damaged.
     """
-    held = describe(path)
-    for kind in ("ema", "params"):
-        if any(name.startswith(f"{tree}/{kind}/") for name in held):
-            return f"{tree}/{kind}"
-    return None
+    held = {tuple(name.split("/")[:2]) for name in describe(path)}
+    kinds = ("params", "ema")  # the later wins
+    return {tree: f"{tree}/{kind}" for kind in kinds for tree, k in sorted(held) if k == kind}
 
 
 def restore_subtree(

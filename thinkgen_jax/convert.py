@@ -54,7 +54,7 @@ def run() -> None:
     for tree, flag in TREES.items():
         if flag.value is None:
             continue
-        name = checkpoint.learned(flag.value, tree) or f"{tree}/params"
+        name = checkpoint.learned(flag.value).get(tree, f"{tree}/params")
         shapes = {name: parts.shapes(system, tree)}
         found = checkpoint.restore_subtree(flag.value, [name], shapes)
         trees[tree] = jax.device_get(found[name])

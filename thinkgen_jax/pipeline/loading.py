@@ -57,12 +57,12 @@ def _from_run(path: Path, dtype: str) -> tuple[System, dict[str, Tree]]:
     prepad = meta.get("config", {}).get("prepad")
     if prepad is not None:
         system = replace(system, dit=replace(system.dit, num_prepad=prepad))
-    trees = {}
+    held, trees = checkpoint.learned(path), {}
     for name in putting.TREES:
         shapes = putting.shapes(system, name)
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
-        key = checkpoint.learned(path, name)
-        if key:
+        if name in held:
+            key = held[name]
             trees[name] = checkpoint.restore_subtree(path, [key], {key: wanted})[key]
         else:
             trees[name] = _shipped(putting.ASSETS, system, name, dtype)

@@ -47,9 +47,6 @@ class Focus:
             raise ValueError(f"{self}: keep >= 0 and 0 <= least < 1")
 
 
-WHOLE = Focus()
-
-
 def matching_loss(
     dit: Dit,
     params: Tree,
@@ -91,7 +88,7 @@ def make_step(
     learner: Learner,
     *,
     shift: float | None,
-    focus: Focus = WHOLE,
+    focus: Focus,
 ):
     """Builds the jitted, donating update (state, frozen, batch, key) -> (state, metrics).
 
