@@ -89,10 +89,15 @@ def optim(**changes) -> ConfigDict:
 
 
 def stream(
-    weight: float, scenarios: dict[str, float], *, pictures: int = 0, length: int = 64
+    weight: float,
+    scenarios: dict[str, float],
+    *,
+    pictures: int = 0,
+    length: int = 64,
+    tidy: bool = False,
 ) -> dict:
     """One kind of batch: its share, its scenarios, most references, tokens of a row."""
-    return dict(weight=weight, scenarios=scenarios, pictures=pictures, length=length)
+    return dict(weight=weight, scenarios=scenarios, pictures=pictures, length=length, tidy=tidy)
 
 
 def draw(steps: int, *, text: float = 1.0, image: float = 1.0, temperature: float = 1.0) -> dict:

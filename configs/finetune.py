@@ -3,13 +3,14 @@
 
 from configs import align, common
 
+WEIGHTS = dict(a_arranged=0.15, b_drawn=0.37, c_signs=0.22, d_edited=0.20, e_context=0.06)
+
 
 def streams() -> dict:
     """Quality mix: what stage 2 is weakest at weighs more."""
     mix = align.streams()
-    for name, weight in (("a_drawn", 0.5), ("b_signs", 0.22), ("c_edited", 0.22)):
+    for name, weight in WEIGHTS.items():
         mix[name]["weight"] = weight
-    mix["d_context"]["weight"] = 0.06
     return mix
 
 
@@ -21,8 +22,10 @@ def get_config(arg=None):
     config.phases = (("flow_sft", 1),)
     if nano:
         config.start = dict(mllm="runs/nano_mllm-nano", dit="runs/pretrain-nano", vae="assets")
-    batch = 32 if nano else 256
+    batch = 24 if nano else 256
     config.plans = dict(flow_sft=dict(batch=batch, streams=streams(), drop=0.1, plain=False))
+    if nano:
+        config.plans.flow_sft.draws = 2
     config.optim = dict(
         dit=common.optim(
             method="muon" if nano else "adamw",

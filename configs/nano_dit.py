@@ -15,17 +15,20 @@ def get_config(arg=None):
     config.phases = (("flow_sft", 1),)
     config.start = dict(mllm="random", dit="random", vae="assets")
     config.dit_condition = 96  # width of the plain embedding
-    drawn = dict(composition=0.9, reasoning=0.1)
+    drawn = dict(composition=0.85, reasoning=0.15)
     edited = dict(edit=0.6, reasoning_edit=0.25, reflection=0.15)
     config.plans = dict(
         flow_sft=dict(
-            batch=32,
+            batch=24,
             streams=dict(
-                a_drawn=common.stream(0.76, drawn, length=32),
-                b_signs=common.stream(0.12, dict(text=1.0), length=48),
-                c_edited=common.stream(0.12, edited, pictures=1, length=32),
+                a_arranged=common.stream(0.4, dict(arrangement=1.0), length=52, tidy=True),
+                b_drawn=common.stream(0.36, drawn, length=36, tidy=True),
+                c_signs=common.stream(0.12, dict(text=1.0), length=48),
+                d_edited=common.stream(0.12, edited, pictures=1, length=32),
             ),
             pool=4,
+            draws=2,
+            shift=4.0,
             drop=0.1,
             plain=True,
             focus=dict(keep=0, least=0.0),

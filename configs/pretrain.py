@@ -8,16 +8,19 @@ def get_config(arg=None):
     """No argument trains the nano system; `:thinkgen` the released sizes; `:tiny` two steps."""
     config = common.base(arg, name="pretrain")
     nano = config.model == "nano"
-    config.steps = 3000 if nano else 60_000
+    config.steps = 4000 if nano else 60_000
     config.phases = (("flow_sft", 1),)
     if nano:
         config.start = dict(mllm="runs/nano_mllm-nano", dit="runs/align-nano", vae="assets")
-    batch = 32 if nano else 1024
+    batch = 24 if nano else 1024
     config.plans = dict(flow_sft=dict(batch=batch, streams=align.streams(), drop=0.1, plain=False))
+    if nano:
+        # Where everything lies is decided near the noise, and that is what takes longest to learn.
+        config.plans.flow_sft.update(draws=2, shift=4.0)
     config.optim = dict(
         dit=common.optim(
             method="muon" if nano else "adamw",
-            lr=1e-3 if nano else 1e-4,
+            lr=1.6e-3 if nano else 1e-4,
             schedule="cosine",
             warmup_steps=50 if nano else 500,
             total_steps=config.steps,

@@ -6,7 +6,7 @@ import pytest
 
 from thinkgen_jax import phases, rollout
 from thinkgen_jax.data.batches import Stream
-from thinkgen_jax.phases import RlPlan
+from thinkgen_jax.phases import RlPlan, SftPlan
 from thinkgen_jax.rollout import Draw
 from thinkgen_jax.structs import Request
 from thinkgen_jax.world import tasks
@@ -44,6 +44,21 @@ def test_noise_window():
 def test_group_of_one_is_refused():
     with pytest.raises(ValueError, match="group = 1"):
         plan(group=1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (dict(batch=0), "batch = 0: must be at least 1"),
+        (dict(pool=0), "pool = 0: must be at least 1"),
+        (dict(draws=-1), "draws = -1: must be at least 1"),
+        (dict(drop=1.5), r"drop = 1.5, silent = 0.2: must lie in \[0, 1\]"),
+        (dict(shift=0.0), "shift = 0.0: must be above 0"),
+    ],
+)
+def test_supervised_plans_out_of_range_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        SftPlan(**{"batch": 2, "streams": STREAMS} | bad)
 
 
 def test_stream_is_found_by_scenario():

@@ -48,6 +48,9 @@ class SftPlan:
       silent: share of responses without a thought (text_sft).
       plain: condition on a learned text embedding instead of the MLLM (flow_sft).
       focus: which tokens and times are learned (flow_sft).
+      draws: times, each with its own noise, at which a picture is learned in a step (flow_sft).
+      shift: time shift of training, larger is nearer to the noise; None takes the system's
+        (flow_sft).
       loss: constants of the reconstruction loss (vae_sft).
       crop: side of cut-outs in pixels, 0 for whole pictures (vae_sft).
     """
@@ -60,8 +63,19 @@ class SftPlan:
     silent: float = 0.2
     plain: bool = False
     focus: flow_sft.Focus = field(default_factory=flow_sft.Focus)
+    draws: int = 1
+    shift: float | None = None
     loss: vae_sft.VaeLoss = field(default_factory=vae_sft.VaeLoss)
     crop: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "pool", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.drop <= 1 or not 0 <= self.silent <= 1:
+            raise ValueError(f"drop = {self.drop}, silent = {self.silent}: must lie in [0, 1]")
+        if self.shift is not None and self.shift <= 0:
+            raise ValueError(f"shift = {self.shift}: must be above 0")
 
 
 @dataclass(frozen=True)
@@ -186,8 +200,10 @@ def _flow(plan: SftPlan, setup: Setup) -> Phase:
         parts.dit,
         parts.encoder,
         setup.learners["dit"],
-        shift=parts.system.shift,
+        shift=parts.system.shift if plan.shift is None else plan.shift,
         focus=plan.focus,
+        draws=plan.draws,
+        frame=len(parts.text.pseudo("")),
     )
     shape = _shape(setup)
     data = [

@@ -186,9 +186,16 @@ def learner(config: ConfigDict, tree: str) -> Learner:
 
 
 def plans(config: ConfigDict) -> Iterator[tuple[str, SftPlan | RlPlan]]:
-    """The plan of every phase of the schedule."""
+    """The plan of every phase of the schedule.
+
+    Raises:
+      ValueError: for a value out of its range, naming the block.
+    """
     for name in dict.fromkeys(name for name, _ in config.phases):
-        yield name, plan(config.plans[name].to_dict())
+        try:
+            yield name, plan(config.plans[name].to_dict())
+        except ValueError as err:
+            raise ValueError(f"config.plans.{name}: {err}") from None
 
 
 def check_phases(config: ConfigDict) -> None:

@@ -2,7 +2,7 @@
 """The smallest networks that have every part, for tests of the updates."""
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -50,17 +50,21 @@ LEARNER = Learner(OptimConfig(lr=1e-2, warmup_steps=0, weight_decay=0.0))
 
 @lru_cache(maxsize=1)
 def mllm():
-    return Mllm(MLLM), init_params(MLLM, jax.random.key(0))
+    return Mllm(MLLM), jax.jit(partial(init_params, MLLM))(jax.random.key(0))
 
 
 @lru_cache(maxsize=1)
 def dit():
     """A DiT whose zero-initialised parts are drawn at random, so that every path matters."""
-    params = parts.init_dit(DIT, jax.random.key(1))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return Dit(DIT), jax.tree.unflatten(tree, noisy)
+
+    @jax.jit
+    def init():
+        leaves, tree = jax.tree.flatten(parts.init_dit(DIT, jax.random.key(1)))
+        keys = jax.random.split(jax.random.key(2), len(leaves))
+        noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        return jax.tree.unflatten(tree, noisy)
+
+    return Dit(DIT), init()
 
 
 def prompt(rows=4, length=10, seed=0):

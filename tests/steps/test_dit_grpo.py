@@ -68,11 +68,12 @@ def test_stored_path_replays_to_the_sampled_density():
     """The density of each stored transition, from an independent pass at that state."""
     model, params = small.dit()
     data, _ = path(PLAIN)
+    apply = jax.jit(model.apply)
     for row, i in enumerate(np.asarray(STEPS)):
         x = data.latents[i]
         t = jnp.full(4, GRID[i])
         packed = data.target._replace(tokens=x)
-        u = model.apply({"params": params}, packed, t, data.condition)
+        u = apply({"params": params}, packed, t, data.condition)
         mean, std, _ = sde.flow_sde(x, u, GRID[i], GRID[i + 1], GRID[1], 0.7)
         z = np.asarray((data.latents[i + 1] - mean) / std, np.float64)
         want = (-(z**2) / 2 - np.log(float(std)) - np.log(2 * np.pi) / 2).mean(axis=(1, 2))

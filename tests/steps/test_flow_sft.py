@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flow matching by hand: its loss, and what a run may concentrate on."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,21 +11,26 @@ import pytest
 from tests.steps import small
 from thinkgen_jax import parts
 from thinkgen_jax.models.dit import Dit
+from thinkgen_jax.models.vae import Vae, VaeConfig
 from thinkgen_jax.steps import flow_sft
+from thinkgen_jax.steps.encode import Encoder
 from thinkgen_jax.steps.flow_sft import Focus
-from thinkgen_jax.structs import Packed
+from thinkgen_jax.steps.state import create
+from thinkgen_jax.structs import FlowBatch, Packed
+
+NORM = dict(norm_num_groups=2, mid_block_add_attention=False)
+PROMPT = small.prompt(rows=2, length=8)
 
 
 def test_loss_of_a_silent_network():
     """A fresh DiT predicts 0, so the error is the velocity itself; padding does not count."""
-    params = parts.init_dit(small.DIT, jax.random.key(0))
+    params = jax.jit(partial(parts.init_dit, small.DIT))(jax.random.key(0))
     target = small.target()
     target = target._replace(segments=target.segments.at[0, 1:].set(0))
     noise = jax.random.normal(jax.random.key(1), target.tokens.shape)
     t = jnp.linspace(0.1, 0.9, 4)
-    total, count = flow_sft.matching_loss(
-        Dit(small.DIT), params, target, small.condition(), None, t, noise
-    )
+    loss = jax.jit(flow_sft.matching_loss, static_argnums=0)
+    total, count = loss(Dit(small.DIT), params, target, small.condition(), None, t, noise)
     velocity = np.array(target.tokens - noise)
     velocity[0, 1:] = 0
     np.testing.assert_allclose(total, np.square(velocity).sum(), rtol=1e-5)
@@ -50,8 +57,9 @@ def test_order_of_tokens_does_not_matter():
     target, condition, t = small.target(), small.condition(), jnp.full((4,), 0.4)
     order = jnp.array([3, 1, 0, 2])
     turned = Packed(*(a[:, order] for a in target))
-    u = dit.apply({"params": params}, target, t, condition)
-    v = dit.apply({"params": params}, turned, t, condition)
+    apply = jax.jit(dit.apply)
+    u = apply({"params": params}, target, t, condition)
+    v = apply({"params": params}, turned, t, condition)
     np.testing.assert_allclose(v, u[:, order], atol=1e-5)
 
 
@@ -59,3 +67,26 @@ def test_order_of_tokens_does_not_matter():
 def test_focus_refuses(bad):
     with pytest.raises(ValueError, match="keep >= 0 and 0 <= least < 1"):
         Focus(**bad)
+
+
+def test_draws_repeat_every_picture():
+    """Two draws of a batch are one draw of the batch with every row twice."""
+    vae = Vae(VaeConfig(latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, **NORM))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    init = jax.jit(vae.init)(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))
+    frozen = {"mllm": None, "vae": init["params"]}
+    network, params = small.dit()
+    table = jax.random.normal(jax.random.key(4), (32, small.DIT.condition_dim))
+    encoder = Encoder(None, vae, patch=2, close_id=1, max_len=4)
+
+    def loss(rows, draws):
+        batch = FlowBatch(jax.tree.map(lambda x: x[..., rows, :], PROMPT), pixels[rows], None)
+        state = create({**params, flow_sft.EMBED: {"embedding": table}}, small.LEARNER)
+        state = jax.tree.map(jnp.copy, state)  # the step donates it
+        step = flow_sft.make_step(
+            network, encoder, small.LEARNER, shift=1.0, focus=Focus(), draws=draws
+        )
+        return step(state, frozen, batch, jax.random.key(5))[1]["loss"]
+
+    twice = loss(np.array([0, 0, 1, 1]), 1)
+    np.testing.assert_allclose(loss(np.array([0, 1]), 2), twice, rtol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 
 from thinkgen_jax.world import edits, facts, grammar, layout, puzzles, questions, tasks, verify
 from thinkgen_jax.world.render import render
-from thinkgen_jax.world.scenes import COLORS, SHAPES
+from thinkgen_jax.world.scenes import BIGGER, COLORS, SHAPES
 
 COUNT = 25
 WORD = re.compile(r"[a-z]+|[A-Z0-9]|[^\sa-zA-Z0-9]")
@@ -41,7 +41,7 @@ def test_known_items():
 
 
 KNOWN = {
-    "composition": "draw a white diamond and a white heart",
+    "composition": "draw a small yellow ring and a large red cross",
     "reasoning": "show one plus one circles",
     "edit": "put a green arrow pointing right in place of the black triangle",
 }
@@ -89,7 +89,7 @@ def test_every_atom_occurs_in_train():
     assert {o.size for o in objects} == {"small", "medium", "large"}
     assert {o.tex for o in objects} == {"solid", "hstripe", "vstripe"}
     assert {len(m.target.objects) for m in made} == {1, 2, 3, 4, 5, 6}
-    assert {r for m in made for _, r, _ in m.spec.relations} == set(grammar.RELATIONS)
+    assert {r for m in made for _, r, _ in m.spec.relations} == {*grammar.RELATIONS, BIGGER}
     counting = {m.tag for m in made}
     assert counting == set(tasks.TAGS["composition"])
 
@@ -120,12 +120,42 @@ def test_flawed_pictures_fail_their_caption():
         assert score.strict == (made.tag == "none"), made
 
 
+def test_a_tidy_picture_follows_from_looks_and_cells():
+    """Two tidy pictures of the same objects at the same cells are one picture."""
+    seen = {}
+    for i in range(300):
+        made = tasks.item("arrangement", i, "train", tidy=True)
+        for obj in made.target.objects:
+            look = (obj.shape, obj.size, obj.tex, layout.cell(obj))
+            assert seen.setdefault(look, (obj.x, obj.y, obj.d)) == (obj.x, obj.y, obj.d)
+    assert len(seen) > 200
+    assert verify.score(render(made.target), made.spec).strict
+    jittered = [tasks.item("arrangement", i, "train").target for i in range(50)]
+    assert len({o.x for scene in jittered for o in scene.objects}) > 20
+
+
+def test_comparison_and_absence():
+    """Prompts compare or rule out; instructions name sizes, and only what is to be drawn."""
+    for i in range(40):
+        made = tasks.item("composition", i, "train", "bigger")
+        first, second = made.target.objects
+        assert "bigger than" in made.prompt and first.d > second.d + 2
+        assert "bigger" not in made.instruction and tasks.follows(made, made.instruction)
+        assert not any(tasks.follows(made, wrong) for _, wrong in made.wrong)
+        made = tasks.item("composition", i, "train", "absent")
+        absent = re.search(r" and no ([a-z ]+?)(?: on a .*)?$", made.prompt)[1]
+        assert made.target.objects[0].shape.split("-")[0] != absent.split()[0]
+        assert absent not in made.instruction
+        assert made.wrong and not any(tasks.follows(made, wrong) for _, wrong in made.wrong)
+
+
 def test_sentences_are_short():
     for made in everything("train") + everything("heldout"):
         letters = re.compile(r"[A-Z0-9]")
         sizes = [len(WORD.findall(letters.sub("", t))) for t in vars_of(made)]
         prompt, thought, instruction, explicit = sizes
-        assert prompt <= 34 and thought <= 45 and instruction <= 34 and explicit <= 34, made
+        most = 46 if made.scenario == "arrangement" else 34  # four objects with their places
+        assert max(prompt, instruction, explicit) <= most and thought <= 45, made
     plain = [m for m in everything("train") if m.scenario in ("composition", "reasoning", "edit")]
     assert sum(len(m.prompt.split()) for m in plain) / len(plain) < 12
     assert sum(len(m.thought.split()) for m in plain) / len(plain) < 22

@@ -212,6 +212,18 @@ def test_relations():
     assert score(drawn(*twins, Object("square", "blue", 12, 50.0, 30.0)), spec).strict
 
 
+def test_bigger_is_a_bucket_and_two_pixels():
+    wants = (Want("circle"), Want("square"))
+    spec = Spec(wants, ((0, "bigger than", 1),))
+    for first, second, holds in ((23, 17, True), (17, 13, True), (13, 17, False), (18, 16, False)):
+        circle, square = (
+            Object("circle", "red", first, 14.0, 14.0),
+            Object("square", "blue", second, 46.0, 46.0),
+        )
+        result = score(render(Scene("gray", (circle, square))), spec)
+        assert result.strict == holds and result.soft == pytest.approx(1.0 if holds else 0.7)
+
+
 def test_background():
     assert score(render(TWO), replace(TWO_SPEC, bg="gray")).strict
     result = score(render(TWO), replace(TWO_SPEC, bg="teal"))

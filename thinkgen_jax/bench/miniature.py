@@ -94,6 +94,7 @@ class Outcome:
                 "warned": row.warned,
                 **{name: _interval(row.scores[name], row.clusters) for name in NAMES},
                 "samples": {name: _plain(row.scores[name]) for name in NAMES},
+                "clusters": None if row.clusters is None else row.clusters.tolist(),
             }
             for row in self.rows
         ]

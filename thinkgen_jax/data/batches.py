@@ -34,12 +34,14 @@ class Stream:
       scenarios: weights of the scenarios it draws from.
       pictures: most references of a row; 0 for none.
       length: tokens of a row; longer rows are an error.
+      tidy: new pictures are drawn without jitter (flow_stream).
     """
 
     weight: float
     scenarios: Mapping[str, float]
     pictures: int = 0
     length: int = 64
+    tidy: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def flow_stream(
         split=shape.split,
         weights=stream.scenarios,
         drop=drop,
+        tidy=stream.tidy,
     )
     collate = partial(flow_batch, stream=stream, shape=shape, plain=plain)
     if pool == 1:

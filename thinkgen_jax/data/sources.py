@@ -45,16 +45,23 @@ def generator(seed: int, kind: str, index: int) -> np.random.Generator:
 
 
 def drawing(
-    index: int, *, seed: int, split: str, weights: Mapping[str, float], drop: float
+    index: int,
+    *,
+    seed: int,
+    split: str,
+    weights: Mapping[str, float],
+    drop: float,
+    tidy: bool = False,
 ) -> Drawing:
     """Makes one supervised picture.
 
     Half of the pictures are described in the user's explicit words, half in the instruction's, so
     that the DiT obeys both. With probability `drop` the words are dropped, and then, every second
-    time, the references too: what guidance needs.
+    time, the references too: what guidance needs. Tidy pictures leave little to chance beside the
+    words, so that each teaches more.
     """
     rng = generator(seed, "drawing", index)
-    item = tasks.mixed(weights, _spread(index, seed), split)
+    item = tasks.mixed(weights, _spread(index, seed), split, tidy=tidy)
     prompt = item.explicit if rng.random() < 0.5 else item.instruction
     references = tuple(render.render(scene) for scene in item.references)
     if rng.random() < drop:

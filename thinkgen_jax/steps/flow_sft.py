@@ -89,11 +89,15 @@ def make_step(
     *,
     shift: float | None,
     focus: Focus,
+    draws: int = 1,
+    frame: int = 0,
 ):
     """Builds the jitted, donating update (state, frozen, batch, key) -> (state, metrics).
 
     `frozen` is {"mllm": params or None, "vae": params}; the state's tree is the DiT's, with a
-    `text_embed` beside it where the plain conditioner is in use.
+    `text_embed` beside it where the plain conditioner is in use. Every picture is learned at
+    `draws` times, each with its own noise: the frozen networks run once for all of them. `frame` is
+    the number of tokens of a row without words.
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -101,9 +105,14 @@ def make_step(
         target = encoder.pixels_to_tokens(frozen["vae"], batch.pixels)
         references = encoder.references_to_tokens(frozen["vae"], batch.references)
         plain = EMBED in state.params
-        # The pseudo-CoT form says everything twice: what follows the marker is less than half.
-        half = replace(encoder, max_len=min(encoder.max_len, batch.prompt.ids.shape[1] // 2))
+        # The pseudo-CoT form says everything twice: behind the marker stands half of the words.
+        words = (batch.prompt.ids.shape[1] - frame) // 2
+        half = replace(encoder, max_len=min(encoder.max_len, words))
         condition = None if plain else half.condition(frozen["mllm"], batch.prompt)
+        text = (batch.prompt.ids, batch.prompt.segments) if plain else None
+        target, condition, references, text = jax.tree.map(
+            lambda x: jnp.repeat(x, draws, axis=0), (target, condition, references, text)
+        )
         rows, tokens = target.tokens.shape[:2]
         if focus.keep:
             target = liveliest(target, focus.keep)
@@ -111,7 +120,6 @@ def make_step(
         t = flow.training_times(time_key, rows, tokens=tokens, shift=shift)
         t = focus.least + (1 - focus.least) * t
         noise = jax.random.normal(noise_key, target.tokens.shape)
-        text = (batch.prompt.ids, batch.prompt.segments) if plain else None
 
         def loss(params: Tree, part):
             target, condition, references, t, noise, text = part

@@ -51,10 +51,12 @@ class Draw(NamedTuple):
     Attributes:
       legal: only combinations of looks and words that training may see.
       held: held-out surface forms and reserved pictures; train is (True, False).
+      tidy: new pictures have every object exactly at its cell's anchor, in the middle of its size.
     """
 
     legal: bool
     held: bool
+    tidy: bool = False
 
     @property
     def reserved(self) -> bool | None:

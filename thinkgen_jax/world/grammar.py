@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .layout import CELLS, COLOR_NAMES, cell
-from .scenes import BACKGROUNDS, RELATIONS, SHAPES, SIZES, Object, Scene, Sign, Spec, Want
+from .scenes import BACKGROUNDS, BIGGER, RELATIONS, SHAPES, SIZES, Object, Scene, Sign, Spec, Want
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 TRAIN_FRAMES = 4  # frames from this index on are held out
@@ -112,20 +112,24 @@ def sign_list(signs: Sequence[tuple[str, str | None]]) -> str:
     return f"{NUMBERS[len(signs)]} signs from top to bottom: {listed}"
 
 
-def body(spec: Spec) -> str:
+def body(spec: Spec, *, absent: str | None = None) -> str:
     """The words of a prompt for a spec, without frame: objects, relation, signs, background.
 
     Alike wants are counted; a relation joins the first two objects.
+
+    Args:
+      absent: a shape that the words rule out; nothing unasked for may be drawn anyway.
     """
     if spec.signs:
         return sign_list(spec.signs) + on(spec.bg)
     wants = spec.objects
+    tail = (f" and no {noun(absent)}" if absent else "") + on(spec.bg)
     if len(wants) > 1 and len(set(wants)) == 1 and not spec.relations:
-        return phrase(wants[0], len(wants)) + on(spec.bg)
+        return phrase(wants[0], len(wants)) + tail
     if spec.relations:
         i, rel, j = spec.relations[0]
-        return f"{phrase(wants[i])} {rel} {phrase(wants[j])}" + on(spec.bg)
-    return " and ".join(phrase(w) for w in wants) + on(spec.bg)
+        return f"{phrase(wants[i])} {rel} {phrase(wants[j])}" + tail
+    return " and ".join(phrase(w) for w in wants) + tail
 
 
 def instruction(spec: Spec, cells: Sequence[int] | None = None) -> str:
@@ -256,7 +260,7 @@ def read(text: str) -> Reading | None:
         text, bg = found[1], found[2]
     if signs := _read_signs(text):
         return Reading(signs=signs, bg=bg)
-    for rel in RELATIONS:
+    for rel in (*RELATIONS, BIGGER):
         if f" {rel} " in text:
             pair = [_read_objects(part) for part in text.split(f" {rel} ", 1)]
             if None in pair or any(len(part) != 1 for part in pair):
@@ -280,6 +284,9 @@ def _fits(named: Named, want: Want) -> bool:
 
 
 def _holds(a: Named, rel: str, b: Named) -> bool:
+    if rel == BIGGER:
+        first, second = (list(SIZES).index(n.want.size or "medium") for n in (a, b))
+        return first > second
     if a.cell is None or b.cell is None:
         return False
     dx, dy = b.cell % 3 - a.cell % 3, b.cell // 3 - a.cell // 3

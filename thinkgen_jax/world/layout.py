@@ -35,6 +35,7 @@ CELLS = (
     "bottom right",
 )
 ANCHORS = (12.0, 32.0, 52.0)  # pixels; of the three columns, and of the three rows
+TRIES = 400  # arrangements that are looked at before one is taken as it is
 GAP, EDIT_GAP, MARGIN = 5.0, 6.0, 2.0  # pixels between boxes, the same in edits, to the border
 COLOR_NAMES = tuple(COLORS)
 SPLITS = ("train", "heldout")
@@ -179,10 +180,16 @@ def is_clear(objects: Sequence[Object], least: float = GAP) -> bool:
     return all(gap(a, b) >= least for a, b in combinations(objects, 2))
 
 
-def diameter(rng: random.Random, size: str, tex: str = "solid") -> int:
-    """A diameter in pixels of a size bucket; stripes need the widest one of their bucket."""
+def diameter(rng: random.Random, size: str, tex: str = "solid", *, tidy: bool = False) -> int:
+    """A diameter in pixels of a size bucket; stripes need the widest one of their bucket.
+
+    Args:
+      tidy: takes the middle one (the larger of two) instead of a random one.
+    """
     low, high = SIZES[size]
-    return high if tex != "solid" else rng.randint(low, high)
+    if tex != "solid":
+        return high
+    return (low + high + 1) // 2 if tidy else rng.randint(low, high)
 
 
 def put(
@@ -214,6 +221,7 @@ def arrange(
     bg: str = "gray",
     least: float = GAP,
     reserved: bool | None = None,
+    tidy: bool = False,
 ) -> Scene:
     """A picture of the looks, each at its cell, with as much jitter as the gaps allow.
 
@@ -221,6 +229,8 @@ def arrange(
       cells: One index into `CELLS` per look; by default a random pattern in random order.
       least: Smallest gap between boxes in pixels.
       reserved: Redraws until `is_reserved` says this; None takes the first picture.
+      tidy: Objects lie exactly at their anchors and have the middle diameter of their size, so that
+        looks and cells alone decide the picture (`reserved` then has no other to look for).
 
     Raises:
       ValueError: If the cells are too close for the sizes, or there are more than 6 looks.
@@ -231,18 +241,20 @@ def arrange(
         cells = list(rng.choice(PATTERNS[len(looks)]))
         rng.shuffle(cells)
     alike = len(set(looks)) == 1
-    for attempt in range(400):
+    for attempt in range(TRIES):
         shared = diameter(rng, looks[0].size, looks[0].tex) if alike else None
-        for jitter in (6, 4, 2, 1, 0):
+        widths = [diameter(rng, k.size, k.tex, tidy=True) if tidy else shared for k in looks]
+        for jitter in (0,) if tidy else (6, 4, 2, 1, 0):
             objects = tuple(
-                put(rng, k, c, shared, jitter) for k, c in zip(looks, cells, strict=True)
+                put(rng, k, c, d, jitter) for k, c, d in zip(looks, cells, widths, strict=True)
             )
             if is_clear(objects, least):
                 break
         else:
             continue
         scene = Scene(bg, objects)
-        if reserved is None or attempt == 399 or is_reserved(scene) == reserved:
+        last = tidy or attempt == TRIES - 1
+        if last or reserved is None or is_reserved(scene) == reserved:
             return scene
     raise ValueError(
         f"cells {tuple(cells)} are too close for {tuple(looks)} with a gap of {least} px"

@@ -152,7 +152,7 @@ def in_context(rng: random.Random, draw: Draw, tag: str) -> Item | None:
             crowd += layout.draw_looks(rng, 1, legal=draw.legal, shapes=pool)
         references.append(layout.arrange(rng, crowd))
     bg = pick_background(rng, 0.3)
-    scene = layout.arrange(rng, kept, bg=bg or "gray", reserved=draw.reserved)
+    scene = layout.arrange(rng, kept, bg=bg or "gray", reserved=draw.reserved, tidy=draw.tidy)
     named = [f"the {noun(k.shape)} from {p}" for k, p in zip(kept, PICTURES[:n], strict=True)]
     prompt = grammar.frame("scene", template, " and ".join(named) + grammar.on(bg))
     spec = Spec(tuple(Want(k.shape, k.color) for k in kept), (), (), bg)

@@ -9,13 +9,14 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 from . import facts, grammar, layout
 from .edits import NOT_STAR
 from .exercise import Draw, Item, pick_background, pick_template, template_names
 from .flaws import misspelt
 from .layout import COLOR_NAMES, Look
-from .scenes import RELATIONS, SHAPES, TEXTURED_SHAPES, Spec, Want
+from .scenes import BIGGER, RELATIONS, SHAPES, TEXTURED_SHAPES, Scene, Spec, Want
 
 # --- composition --------------------------------------------------------------------------------
 
@@ -41,6 +42,13 @@ THOUGHTS = {
         "the first is {0} at the {3}. the second is {1} at the {4}.",
     ),
 }
+ALONE = ("single_object", "colors", "absent")  # tags of one object
+SAID = {"small": "small", "large": "large"}  # sizes that sentences name; medium is the default
+COMPARED = (
+    "{0} is the bigger one: it is {2} and {1} is {3}.",
+    "two sizes: {2} for {0} and {3} for {1}.",
+    "the first is {0}, {2}. the second is {1}, {3}.",
+)
 SIDES = {
     "left of": ("left", "right"),
     "right of": ("right", "left"),
@@ -52,6 +60,18 @@ SIDES = {
 def _want(look: Look, *names: str) -> Want:
     """A want for the shape and the named attributes of a look."""
     return Want(look.shape, **{name: getattr(look, name) for name in names})
+
+
+def _arranged(
+    rng: random.Random,
+    draw: Draw,
+    looks: Sequence[Look],
+    cells: Sequence[int] | None,
+    bg: str | None = None,
+) -> Scene:
+    return layout.arrange(
+        rng, looks, cells, bg=bg or "gray", reserved=draw.reserved, tidy=draw.tidy
+    )
 
 
 def _plan_one(rng: random.Random, legal: bool, tag: str) -> tuple[list[Look], list[Want]]:
@@ -68,12 +88,12 @@ def _plan_one(rng: random.Random, legal: bool, tag: str) -> tuple[list[Look], li
         look = layout.stripe(rng, look._replace(size=rng.choice(sizes)))
         named = ("size", "tex") if look.size == "large" else ("tex",)
         return [look], [_want(look, *named, *colored)]
-    return [look], [_want(look, *(colored if tag == "colors" else ()))]
+    return [look], [_want(look, *(() if tag == "single_object" else colored))]
 
 
 def _plan_two(rng: random.Random, legal: bool, tag: str) -> tuple[list[Look], list[Want]]:
     """Looks and wants of two-object prompts."""
-    shapes = NOT_STAR if tag == "size" else SHAPES
+    shapes = NOT_STAR if tag in ("size", "bigger") else SHAPES
     looks = layout.draw_looks(rng, 2, legal=legal, shapes=shapes)
     if tag == "size":
         sizes = rng.choice((("small", "large"), ("large", "small")))
@@ -82,7 +102,10 @@ def _plan_two(rng: random.Random, legal: bool, tag: str) -> tuple[list[Look], li
     if tag == "texture":
         looks = [layout.stripe(rng, k) if k.shape in TEXTURED_SHAPES else k for k in looks]
         return looks, [_want(k, "color", *(("tex",) if k.tex != "solid" else ())) for k in looks]
-    colored = tag == "color_attr" or (tag == "position" and rng.random() < 0.5)
+    if tag == "bigger":
+        sizes = rng.choice((("large", "small"), ("large", "medium"), ("medium", "small")))
+        looks = [k._replace(size=s) for k, s in zip(looks, sizes, strict=True)]
+    colored = tag == "color_attr" or (tag in ("position", "bigger") and rng.random() < 0.5)
     return looks, [_want(k, *(("color",) if colored else ())) for k in looks]
 
 
@@ -102,7 +125,7 @@ def composition(rng: random.Random, draw: Draw, tag: str) -> Item:
     relations, cells = (), None
     if tag == "counting":
         looks, wants = _counting(rng, draw.legal)
-    elif tag in ("single_object", "colors") or (tag in ("size", "texture") and rng.random() < 0.65):
+    elif tag in ALONE or (tag in ("size", "texture") and rng.random() < 0.65):
         looks, wants = _plan_one(rng, draw.legal, tag)
     else:
         looks, wants = _plan_two(rng, draw.legal, tag)
@@ -111,30 +134,49 @@ def composition(rng: random.Random, draw: Draw, tag: str) -> Item:
         if tag == "position":
             rel = rng.choice(RELATIONS)
             relations, cells = ((0, rel, 1),), rng.choice(layout.RELATED[rel])
-    scene = layout.arrange(rng, looks, cells, bg=bg or "gray", reserved=draw.reserved)
+        elif tag == "bigger":
+            relations = ((0, BIGGER, 1),)
+    scene = _arranged(rng, draw, looks, cells, bg)
     spec = Spec(tuple(wants), relations, (), bg)
-    prompt = grammar.frame("scene", template, grammar.body(spec))
+    absent = _absent(rng, looks) if tag == "absent" else None
+    prompt = grammar.frame("scene", template, grammar.body(spec, absent=absent))
     placed = [layout.cell(o) for o in scene.objects] if len(set(looks)) > 1 else None
+    said = _sized(spec, [k.size for k in looks]) if tag == "bigger" else spec
     return Item(
         "composition",
         tag,
         prompt,
-        _composition_thought(rng, spec),
-        grammar.instruction(spec, placed),
+        _composition_thought(rng, said, absent),
+        grammar.instruction(said, placed),
         (),
         scene,
         spec,
         None,
         prompt,
         layout.held_out(scene, relations) + template_names(template),
-        _composition_wrong(rng, spec, placed),
+        _composition_wrong(rng, said, placed, absent),
     )
 
 
-def _composition_thought(rng: random.Random, spec: Spec) -> str:
+def _absent(rng: random.Random, looks: Sequence[Look]) -> str:
+    """A shape that is not in the picture; of an arrow's ways none is ruled out beside another."""
+    kinds = {k.shape.partition("-")[0] for k in looks}
+    return rng.choice([s for s in SHAPES if s.partition("-")[0] not in kinds])
+
+
+def _sized(spec: Spec, sizes: Sequence[str]) -> Spec:
+    """The spec with every size said but the medium one."""
+    pairs = zip(spec.objects, sizes, strict=True)
+    return replace(spec, objects=tuple(replace(w, size=SAID.get(s)) for w, s in pairs))
+
+
+def _composition_thought(rng: random.Random, spec: Spec, absent: str | None = None) -> str:
     wants = spec.objects
     named = [grammar.phrase(w) for w in wants]
-    if spec.relations:
+    if spec.relations and spec.relations[0][1] == BIGGER:
+        plain = [grammar.phrase(w, sized=False) for w in wants]
+        text = rng.choice(COMPARED).format(*plain, *(w.size or "medium" for w in wants))
+    elif spec.relations:
         rel = spec.relations[0][1]
         text = rng.choice(THOUGHTS["position"]).format(*named, rel, *SIDES[rel])
     elif len(wants) == 1:
@@ -149,13 +191,20 @@ def _composition_thought(rng: random.Random, spec: Spec) -> str:
         )
     else:
         text = rng.choice(THOUGHTS["two"]).format(*named)
+    text += f" there is no {grammar.noun(absent)}." if absent else ""
     return f"{text} the background is {spec.bg}." if spec.bg else text
 
 
 def _composition_wrong(
-    rng: random.Random, spec: Spec, cells: Sequence[int] | None
+    rng: random.Random, spec: Spec, cells: Sequence[int] | None, absent: str | None
 ) -> tuple[tuple[str, str], ...]:
-    """Swapped places and wrong counts, with the thought that leads there."""
+    """Swapped places or sizes, wrong counts, what was ruled out; each with its thought."""
+    if absent:
+        both = replace(spec, objects=(*spec.objects, Want(absent)))
+        return ((_composition_thought(rng, both), grammar.instruction(both)),)
+    if spec.relations and spec.relations[0][1] == BIGGER:
+        turned = _sized(spec, [w.size or "medium" for w in spec.objects[::-1]])
+        return ((_composition_thought(rng, turned), grammar.instruction(turned, cells)),)
     if spec.relations and cells:
         i, rel, j = spec.relations[0]
         turned = replace(spec, relations=((i, layout.INVERSE[rel], j),))
@@ -166,6 +215,78 @@ def _composition_wrong(
         others = [replace(spec, objects=spec.objects[:1] * k) for k in (n - 1, n + 1) if 1 < k < 7]
         return tuple((_composition_thought(rng, o), grammar.instruction(o)) for o in others)
     return ()
+
+
+# --- arrangement --------------------------------------------------------------------------------
+
+ARRANGED = (
+    "{n} objects: {all}. nothing else appears.",
+    "the prompt gives every object its place: {all}.",
+    "from first to last: {all}.",
+)
+
+
+def _dressed(rng: random.Random, look: Look) -> Look:
+    """The look as it is, or in another size, or with stripes, where its shape allows that."""
+    kind = rng.random()
+    if kind < 0.15 and look.shape in TEXTURED_SHAPES:
+        return layout.stripe(rng, look)
+    if kind > 0.6 and look.shape in NOT_STAR:
+        return look._replace(size=rng.choice(("small", "large")))
+    return look
+
+
+def _placed(cells: Sequence[int]) -> tuple[tuple[int, str, int], ...]:
+    """The relations that objects at these cells have beyond doubt."""
+    found = []
+    for (i, a), (j, b) in combinations(enumerate(cells), 2):
+        dx, dy = b % 3 - a % 3, b // 3 - a // 3
+        if abs(dx) > abs(dy):
+            found.append((i, "left of" if dx > 0 else "right of", j))
+        elif abs(dy) > abs(dx):
+            found.append((i, "above" if dy > 0 else "below", j))
+    return tuple(found)
+
+
+def arrangement(rng: random.Random, draw: Draw, tag: str) -> Item:
+    """Two to four different objects, each described in full and told its place."""
+    template, n = pick_template(rng, draw), int(tag[3:])
+    looks = [_dressed(rng, k) for k in layout.draw_looks(rng, n, legal=draw.legal)]
+    while True:
+        cells = list(rng.choice(layout.PATTERNS[n]))
+        rng.shuffle(cells)
+        if relations := _placed(cells):  # two cells on a diagonal have no order to check
+            break
+    scene = _arranged(rng, draw, looks, cells)
+    wants = tuple(
+        Want(
+            k.shape,
+            k.color,
+            None if k.tex == "solid" else k.tex,
+            None if k.size == "medium" else k.size,
+        )
+        for k in looks
+    )
+    spec = Spec(wants, relations)
+    instruction = grammar.instruction(spec, cells)
+    prompt = grammar.frame("scene", template, instruction)
+    named = grammar.listed([grammar.phrase(w) for w in wants])
+    turned = grammar.instruction(spec, cells[1:] + cells[:1])
+    thought = rng.choice(ARRANGED).format(n=grammar.NUMBERS[n], all=named)
+    return Item(
+        "arrangement",
+        tag,
+        prompt,
+        thought,
+        instruction,
+        (),
+        scene,
+        spec,
+        None,
+        prompt,
+        layout.held_out(scene) + template_names(template),
+        ((thought, turned),),
+    )
 
 
 # --- reasoning ----------------------------------------------------------------------------------
@@ -224,7 +345,7 @@ def reasoning(rng: random.Random, draw: Draw, tag: str) -> Item:
     looks, wants = _riddle_looks(rng, riddle, value)
     ordered = riddle.attribute == "order"
     cells = layout.ROWS[0] if ordered else None
-    scene = layout.arrange(rng, looks, cells, reserved=draw.reserved)
+    scene = _arranged(rng, draw, looks, cells)
     relations = ((0, "left of", 1), (1, "left of", 2)) if ordered else ()
     thought, instruction = _resolve(rng, riddle, value, riddle.sentence)
     wrong = tuple(_resolve(rng, riddle, v, sentence) for v, sentence in riddle.wrong)

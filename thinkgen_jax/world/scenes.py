@@ -51,6 +51,7 @@ TEXTURES = ("solid", "hstripe", "vstripe")
 TEXTURED_SHAPES = ("circle", "square", "diamond", "cross")  # others lose their tips to the stripes
 SIZES = {"small": (12, 13), "medium": (16, 18), "large": (22, 23)}  # diameters in pixels
 RELATIONS = ("left of", "right of", "above", "below")
+BIGGER = "bigger than"  # the one relation that is not about places
 LIGHT_SIGNS = ("white", "yellow", "pink", "orange", "green")  # signs whose ink is black
 
 
@@ -114,7 +115,8 @@ class Spec:
 
     Attributes:
       objects: required objects; anything else in the picture counts against it.
-      relations: (i, relation, j) over indices of `objects`, relation one of `RELATIONS`.
+      relations: (i, relation, j) over indices of `objects`, relation one of `RELATIONS` or
+        `BIGGER`.
       signs: (word, colour or None) from top to bottom.
       bg: required background name, None leaves it free.
     """

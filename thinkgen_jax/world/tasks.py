@@ -23,6 +23,7 @@ from .layout import SPLITS
 
 SCENARIOS = (
     "composition",
+    "arrangement",
     "reasoning",
     "text",
     "edit",
@@ -33,7 +34,8 @@ SCENARIOS = (
 )
 TRIES = 2000  # redraws before an item is given up; a handful is typical
 
-# Tags and how often they are drawn; composition as in GenEval, plus size and texture.
+# Tags and how often they are drawn; composition as in GenEval, plus size, texture,
+# comparison and absence.
 TAGS: dict[str, dict[str, int]] = {
     "composition": {
         "single_object": 80,
@@ -44,7 +46,10 @@ TAGS: dict[str, dict[str, int]] = {
         "color_attr": 100,
         "size": 80,
         "texture": 80,
+        "bigger": 40,
+        "absent": 30,
     },
+    "arrangement": {"all2": 2, "all3": 3, "all4": 4},
     "reasoning": dict(zip(facts.CATEGORIES, facts.SHARES, strict=True)),
     "text": {"text1": 50, "text2": 30, "text3": 12, "text4": 8},
     "edit": dict.fromkeys((*edits.OPS, "compose"), 1),
@@ -83,6 +88,7 @@ def _seeded(*parts: object) -> random.Random:
 
 _MAKERS = {
     "composition": prompted.composition,
+    "arrangement": prompted.arrangement,
     "reasoning": prompted.reasoning,
     "text": prompted.text,
     "edit": pictured.edit,
@@ -111,7 +117,9 @@ def _belongs(made: Item, draw: Draw) -> bool:
     return bool(made.held_out) == draw.held and layout.is_reserved(picture) == draw.held
 
 
-def item(scenario: str, index: int, split: str, tag: str | None = None) -> Item:
+def item(
+    scenario: str, index: int, split: str, tag: str | None = None, *, tidy: bool = False
+) -> Item:
     """The item of a scenario at an index; the same for the same arguments.
 
     Args:
@@ -119,6 +127,7 @@ def item(scenario: str, index: int, split: str, tag: str | None = None) -> Item:
       index: any integer from 0 on; items of different indices are independent.
       split: "train" or "heldout".
       tag: One of `TAGS[scenario]`; None draws one by its weight.
+      tidy: new pictures without the jitter of places and sizes; see `exercise.Draw`.
 
     Raises:
       ValueError: If scenario, split or tag is unknown.
@@ -131,7 +140,7 @@ def item(scenario: str, index: int, split: str, tag: str | None = None) -> Item:
     if tag is not None and tag not in tags:
         raise ValueError(f"tag {tag!r} of {scenario} is not one of {', '.join(tags)}")
     rng = _seeded(split, scenario, index, *([tag] if tag else []))
-    draw = _draws(rng, scenario, split)
+    draw = _draws(rng, scenario, split)._replace(tidy=tidy)
     tag = tag or rng.choices(tuple(tags), tuple(tags.values()))[0]
     for _ in range(TRIES):
         made = _MAKERS[scenario](rng, draw, tag)
@@ -140,11 +149,11 @@ def item(scenario: str, index: int, split: str, tag: str | None = None) -> Item:
     raise RuntimeError(f"no {split} item for {scenario} {tag} {index} in {TRIES} tries")
 
 
-def mixed(weights: Mapping[str, float], index: int, split: str) -> Item:
+def mixed(weights: Mapping[str, float], index: int, split: str, *, tidy: bool = False) -> Item:
     """An item of a random scenario, drawn with the given weights."""
     rng = _seeded(split, "mixed", index)
     scenario = rng.choices(tuple(weights), tuple(weights.values()))[0]
-    return item(scenario, index, split)
+    return item(scenario, index, split, tidy=tidy)
 
 
 def decoys(made: Item, rng: random.Random) -> list[tuple[str, str]]:
@@ -174,7 +183,7 @@ def follows(made: Item, text: str) -> bool:
         return True
     if made.spec is None:
         return False
-    if made.scenario in ("composition", "reasoning", "text", "in_context"):
+    if made.scenario in ("composition", "arrangement", "reasoning", "text", "in_context"):
         reading = grammar.read(text)
         return reading is not None and grammar.meets(reading, made.spec)
     steps = sorted(text.split(" and "))

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from . import pixels
 from .parse import UNKNOWN, Found, FoundSign, Parsed, parse
 from .render import boxes, render
-from .scenes import Object, Scene, Sign, Spec, Want
+from .scenes import BIGGER, SIZES, Object, Scene, Sign, Spec, Want
 
 READER = "glyphs"  # how signs were read; to be stated beside every text score
 _WEIGHTS = {"shape": 0.5, "color": 0.3, "tex": 0.2, "size": 0.2}
@@ -28,6 +28,7 @@ _WRONG_SHAPE = 0.25  # at most this share of the other attributes counts under a
 _RELATION_SHARE = 0.3
 _MAX_OFF = 0.12  # share of pixels off the palette
 _POSITION_SLACK = 0.1  # GenEval: share of both sides by which centres must differ
+_LEAST_BIGGER = 2.0  # pixels of diameter by which a bigger object is bigger
 _NEAR = 3.5  # pixels between centres that count as the same place
 _MAX_MAE, _MAE_FROM, _MAE_SPAN = 8.0, 2.0, 14.0  # grey levels
 _HALO = 3  # pixels around a changed box that are not compared
@@ -105,9 +106,14 @@ def pair_credit(want: Want, found: Found) -> float:
 def holds(relation: str, a: Found, b: Found) -> bool:
     """GenEval's rule: centres differ by more than a tenth of both boxes, mainly in that direction.
 
+    "Bigger" means a size bucket above, and two pixels at least.
+
     Raises:
-      ValueError: If the relation is not one of `RELATIONS`.
+      ValueError: If the relation is not one of `RELATIONS` or `BIGGER`.
     """
+    if relation == BIGGER:
+        above = list(SIZES).index(a.size) > list(SIZES).index(b.size)
+        return bool(above and a.d >= b.d + _LEAST_BIGGER)
     sides = np.array([f.box[2:] for f in (a, b)]) - np.array([f.box[:2] for f in (a, b)])
     offset = np.subtract(a.center, b.center)
     offset = np.maximum(abs(offset) - _POSITION_SLACK * sides.sum(0), 0) * np.sign(offset)
@@ -117,7 +123,7 @@ def holds(relation: str, a: Found, b: Found) -> bool:
     dx, dy = offset / length
     table = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
     if relation not in table:
-        raise ValueError(f"relation {relation!r} is not one of {', '.join(table)}")
+        raise ValueError(f"relation {relation!r} is not one of {', '.join((*table, BIGGER))}")
     return bool(table[relation])
 
 
