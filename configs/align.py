@@ -8,6 +8,8 @@ afresh. `--config.prepad=0` is the ablation without prepadding states.
 from configs import common
 
 CONNECTOR = ("caption_embedder", "prepad_embed")
+PLACED = {"arrangement/all1": 0.4, "arrangement/all2": 0.6}
+ARRANGED = {"arrangement/all3": 0.5, "arrangement/all4": 0.5}
 DRAWN = dict(composition=0.85, reasoning=0.15)
 EDITED = dict(edit=0.6, reasoning_edit=0.25, reflection=0.15)
 
@@ -19,11 +21,12 @@ def streams() -> dict:
     network learns several times as fast what they say. Full arrangements teach most a picture.
     """
     return dict(
-        a_arranged=common.stream(0.38, dict(arrangement=1.0), length=116, tidy=True),
-        b_drawn=common.stream(0.34, DRAWN, length=76, tidy=True),
-        c_signs=common.stream(0.15, dict(text=1.0), length=112),
-        d_edited=common.stream(0.10, EDITED, pictures=1, length=80),
-        e_context=common.stream(0.03, dict(in_context=1.0), pictures=3, length=112, tidy=True),
+        a_placed=common.stream(0.24, PLACED, length=76, tidy=True),
+        b_arranged=common.stream(0.18, ARRANGED, length=116, tidy=True),
+        c_drawn=common.stream(0.30, DRAWN, length=76, tidy=True),
+        d_signs=common.stream(0.15, dict(text=1.0), length=112),
+        e_edited=common.stream(0.10, EDITED, pictures=1, length=80),
+        f_context=common.stream(0.03, dict(in_context=1.0), pictures=3, length=112, tidy=True),
     )
 
 

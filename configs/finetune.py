@@ -3,7 +3,9 @@
 
 from configs import align, common
 
-WEIGHTS = dict(a_arranged=0.15, b_drawn=0.37, c_signs=0.22, d_edited=0.20, e_context=0.06)
+WEIGHTS = dict(
+    a_placed=0.1, b_arranged=0.08, c_drawn=0.36, d_signs=0.22, e_edited=0.18, f_context=0.06
+)
 
 
 def streams() -> dict:

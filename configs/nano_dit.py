@@ -21,7 +21,7 @@ def get_config(arg=None):
         flow_sft=dict(
             batch=24,
             streams=dict(
-                a_arranged=common.stream(0.4, dict(arrangement=1.0), length=52, tidy=True),
+                a_arranged=common.stream(0.4, dict(arrangement=1.0), length=56, tidy=True),
                 b_drawn=common.stream(0.36, drawn, length=36, tidy=True),
                 c_signs=common.stream(0.12, dict(text=1.0), length=48),
                 d_edited=common.stream(0.12, edited, pictures=1, length=32),

@@ -23,12 +23,8 @@ train nano_vae --workdir=runs/nano_vae_whole --config.start.vae=runs/nano_vae_so
 python -m thinkgen_jax.convert --vae=runs/nano_vae_whole --out=thinkgen_jax/assets/nano
 
 train nano_mllm
-# The DiT learns pictures as a whole, then what is lively in them once most noise is gone.
 train nano_dit
-train nano_dit --workdir=runs/nano_dit_lively --config.start.dit=runs/nano_dit-nano \
-  --config.plans.flow_sft.batch=64 --config.plans.flow_sft.focus.keep=28 \
-  --config.plans.flow_sft.focus.least=0.25
-train align --config.start.dit=runs/nano_dit_lively
+train align
 train pretrain
 train finetune
 python -m thinkgen_jax.convert --mllm=runs/nano_mllm-nano --dit=runs/finetune-nano \

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One table of all stages: `python launch/stages.py runs/stages/*.json`.
+"""One table of all stages: `python -m launch.stages runs/stages/*.json`.
 
 Every file is an evaluation (`python -m thinkgen_jax.evaluate --out=...`) named after its stage,
 `pretrain.json`, or after stage and seed, `mllm_grpo.1.json`. Seeds of a stage are pooled; samples
@@ -21,7 +21,7 @@ def read(paths: Sequence[Path]) -> dict[str, list[dict]]:
     """Evaluations by stage.
 
     Raises:
-      ValueError: for a file that is no evaluation, or evaluations of different splits or readers.
+      ValueError: for a file that is no evaluation, or evaluations made in different ways.
     """
     stages: dict[str, list[dict]] = {}
     about = set()
@@ -29,7 +29,8 @@ def read(paths: Sequence[Path]) -> dict[str, list[dict]]:
         found = json.loads(path.read_text(encoding="utf-8"))
         if "rows" not in found or "reader" not in found:
             raise ValueError(f"{path} is no evaluation")
-        about.add((found["benchmark"], found["split"], found["reader"]))
+        how = json.dumps(found["settings"], sort_keys=True)
+        about.add((found["benchmark"], found["split"], found["reader"], how))
         stages.setdefault(path.name.split(".")[0], []).append(found)
     if len(about) > 1:
         raise ValueError(f"these evaluations cannot stand in one table: {sorted(about)}")
@@ -44,7 +45,7 @@ def pooled(runs: Sequence[dict], scenario: str, think: bool, column: str) -> str
             samples = row["samples"][column]
             if (row["scenario"], row["think"]) == (scenario, think) and samples:
                 values += samples
-                clusters += row.get("clusters") or list(map(str, range(len(samples))))
+                clusters += row["clusters"] or list(map(str, range(len(samples))))
     if not values:
         return ""
     found = report.mean_interval(np.asarray(values, np.float64), np.asarray(clusters))
@@ -69,7 +70,7 @@ def main(paths: Sequence[str]) -> None:
       SystemExit: without a file, or for files that do not belong together.
     """
     if not paths:
-        raise SystemExit("error: name the evaluations: python launch/stages.py FILE.json ...")
+        raise SystemExit("error: name the evaluations: python -m launch.stages FILE.json ...")
     try:
         stages = read([Path(path) for path in paths])
     except (OSError, ValueError) as err:

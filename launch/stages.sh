@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Measures every stage of the nano system and prints one table: the runs of launch/nano.sh, then
-# reinforcement from the shipped weights with three seeds. Goes on where it was stopped.
+# Measures the stages of the nano system and prints one table: the runs of launch/nano.sh, then
+# reinforcement from the shipped weights with three seeds, MLLM alone and both policies in turn. Goes
+# on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,4 +27,4 @@ for stage in mllm_grpo sepgrpo; do
     files+=("$out/$stage.$seed.json")
   done
 done
-python launch/stages.py "${files[@]}"
+python -m launch.stages "${files[@]}"

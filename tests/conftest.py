@@ -13,11 +13,12 @@ _CACHE = tempfile.TemporaryDirectory(prefix="thinkgen_jax_tests_")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["MPLCONFIGDIR"] = os.path.join(_CACHE.name, "matplotlib")
 
-# Compiling is what the suite spends its time on; without optimization it takes half as long.
+# Compiling is what the suite spends its time on; without optimization it takes half as long. Flags
+# of the environment come last and win.
 _QUICK = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 if "JAX_PLATFORMS" not in os.environ:  # name a platform to run the tests marked `device`
+    os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")

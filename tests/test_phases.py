@@ -64,6 +64,9 @@ def test_supervised_plans_out_of_range_are_refused(bad, message):
 def test_stream_is_found_by_scenario():
     item = tasks.item("edit", 0, "train")
     assert phases.stream_of([Request("x", meta={"item": item})], STREAMS) is STREAMS[1]
+    tagged = (Stream(0.5, {"text/text1": 1.0}), Stream(0.5, {"text/text4": 1.0}))
+    item = tasks.item("text", 0, "train", "text4")
+    assert phases.stream_of([Request("x", meta={"item": item})], tagged) is tagged[1]
     other = tasks.item("understand", 0, "train")
     with pytest.raises(ValueError, match="understand"):
         phases.stream_of([Request("x", meta={"item": other})], STREAMS)

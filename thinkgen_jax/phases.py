@@ -337,11 +337,11 @@ def noise_levels(plan: RlPlan) -> tuple[np.ndarray, np.ndarray]:
 
 def stream_of(requests: Sequence[Request], streams: Sequence[Stream]) -> Stream:
     """The stream a batch came from: the one with its scenarios."""
-    found = {r.meta["item"].scenario for r in requests}
+    found = [r.meta["item"] for r in requests]
     for stream in streams:
-        if found <= set(stream.scenarios):
+        if all({i.scenario, f"{i.scenario}/{i.tag}"} & set(stream.scenarios) for i in found):
             return stream
-    raise ValueError(f"no stream has the scenarios {sorted(found)}")
+    raise ValueError(f"no stream has the scenarios {sorted({i.scenario for i in found})}")
 
 
 def _params(setup: Setup, states: States) -> Params:

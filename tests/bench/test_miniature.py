@@ -60,6 +60,7 @@ def test_a_careless_painter_gets_half(monkeypatch):
     (first, second) = outcome.summary()
     assert first["strict"]["mean"] == 0.5 and first["strict"]["low"] < 0.5
     assert first["samples"]["strict"] == [0, 1] * 4 and first["follows"]["mean"] == 0.5
+    assert first["clusters"] is None and second["clusters"] == text.clusters.tolist()
     table = outcome.table().splitlines()
     assert len(table) == 4 and table[2].startswith("| composition | yes | 8 |")
     assert table[2].count("0.500 [") == 4

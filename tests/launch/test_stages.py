@@ -2,6 +2,9 @@
 """The table of stages: seeds are pooled, exercises stay together, foreign files are refused."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ def write(folder, name, samples, think=True, clusters=None, **about):
     row = {"scenario": "text", "think": think, "clusters": clusters}
     row["samples"] = {"reward": samples, "strict": None}
     found = {"benchmark": "miniature", "split": "heldout", "reader": "template", "rows": [row]}
+    found["settings"] = {"steps": 20}
     path = folder / name
     path.write_text(json.dumps(found | about))
     return path
@@ -33,13 +37,21 @@ def test_seeds_are_pooled(tmp_path):
     assert stages.table(stages.read(paths), "strict").splitlines()[2].count("[") == 0
 
 
+def test_from_the_command_line(tmp_path):
+    path = write(tmp_path, "align.json", [0.0, 1.0])
+    line = [sys.executable, "-m", "launch.stages", str(path)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "| text | yes | 0.500 [" in done.stdout, done.stderr
+
+
 def test_words_stay_together(tmp_path):
     """One word is one cluster: its mean has no interval."""
     path = write(tmp_path, "align.json", [0.0, 1.0], clusters=["BOX", "BOX"])
     assert "0.500 [-inf, inf] n=2" in stages.table(stages.read([path]), "reward")
 
 
-@pytest.mark.parametrize("about", [dict(split="train"), dict(reader="other")])
+@pytest.mark.parametrize("about", [dict(split="train"), dict(reader="other"), dict(settings={})])
 def test_what_cannot_be_compared_is_refused(tmp_path, about):
     paths = [write(tmp_path, "align.json", [1.0]), write(tmp_path, "pretrain.json", [1.0], **about)]
     with pytest.raises(ValueError, match="cannot stand in one table"):

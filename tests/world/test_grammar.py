@@ -113,6 +113,15 @@ def test_meets_counts_words_stripes_and_background():
     assert not grammar.meets(grammar.read(other), signs)
 
 
+def test_comparison_and_absence_are_read():
+    reading = grammar.read("a large circle bigger than a square on a navy background")
+    assert reading.relations == ((0, "bigger than", 1),) and reading.bg == "navy"
+    spec = Spec((Want("circle"), Want("square")), ((0, "bigger than", 1),))
+    assert grammar.meets(grammar.read("a circle at the left and a small square at the right"), spec)
+    assert not grammar.meets(grammar.read("a circle at the left and a square at the right"), spec)
+    assert grammar.read("a red ring and no arrow pointing up") == grammar.read("a red ring")
+
+
 def test_arrows_and_relations_can_be_told_apart():
     text = "a red arrow pointing left left of an arrow pointing up"
     reading = grammar.read(text)

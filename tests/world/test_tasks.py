@@ -3,6 +3,7 @@
 
 import random
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -124,14 +125,46 @@ def test_a_tidy_picture_follows_from_looks_and_cells():
     """Two tidy pictures of the same objects at the same cells are one picture."""
     seen = {}
     for i in range(300):
-        made = tasks.item("arrangement", i, "train", tidy=True)
+        scenario = ("arrangement", "composition", "reasoning", "in_context")[i % 4]
+        made = tasks.item(scenario, i, "train", tidy=True)
+        assert not made.held_out and not layout.is_reserved(made.target)
         for obj in made.target.objects:
             look = (obj.shape, obj.size, obj.tex, layout.cell(obj))
             assert seen.setdefault(look, (obj.x, obj.y, obj.d)) == (obj.x, obj.y, obj.d)
-    assert len(seen) > 200
-    assert verify.score(render(made.target), made.spec).strict
+        assert verify.score(render(made.target), made.spec).strict, made
+    assert len(seen) > 150
     jittered = [tasks.item("arrangement", i, "train").target for i in range(50)]
     assert len({o.x for scene in jittered for o in scene.objects}) > 20
+
+
+def test_no_arrangement_of_train_teaches_a_held_out_relation():
+    """What cells say counts as said: "at the left ... at the right" is "left of"."""
+    for i in range(60):
+        made = tasks.item("arrangement", i, "train")
+        placed = [(o, layout.cell(o)) for o in made.target.objects]
+        for a, x in placed:
+            for b, y in placed:
+                if x // 3 == y // 3 and x % 3 < y % 3:
+                    assert (a.shape, "left of", b.shape) not in layout.HELD_TRIPLES
+                if x % 3 == y % 3 and x // 3 < y // 3:
+                    assert (a.shape, "above", b.shape) not in layout.HELD_TRIPLES
+
+
+def test_an_arrangement_is_judged_by_its_cells():
+    plain = (tasks.item("arrangement", i, "train", "all1") for i in range(50))
+    made = next(m for m in plain if m.target.objects[0].size == "medium")
+    (want,) = made.spec.objects
+    cells = [layout.ANCHORS[(want.cell + n) % 3] for n in (0, 1)]
+    (good,) = made.target.objects
+    for x, right in zip(cells, (True, False), strict=True):
+        moved = replace(made.target, objects=(replace(good, x=x),))
+        assert verify.score(render(moved), made.spec).strict == right
+
+
+def test_mixed_takes_scenarios_or_tags():
+    made = [tasks.mixed({"text/text3": 1.0, "edit": 1.0}, i, "train") for i in range(40)]
+    assert {m.tag for m in made if m.scenario == "text"} == {"text3"}
+    assert len({m.tag for m in made if m.scenario == "edit"}) > 3
 
 
 def test_comparison_and_absence():

@@ -31,7 +31,7 @@ class Stream:
 
     Attributes:
       weight: share of the batches that are of this kind.
-      scenarios: weights of the scenarios it draws from.
+      scenarios: weights of what it draws from, scenarios or "scenario/tag".
       pictures: most references of a row; 0 for none.
       length: tokens of a row; longer rows are an error.
       tidy: new pictures are drawn without jitter (flow_stream).

@@ -2,12 +2,12 @@
 """The miniature world's rules, one per scenario; they see the picture and the instruction alone.
 
 `Request.meta["item"]` holds the exercise. What is judged:
-  composition, reasoning, text, in_context   the picture against what must be in it
-  edit, reasoning_edit                       the picture against source and target
-  reflection                                 half how near the instruction is to a right repair,
-                                             half the repaired picture against its caption; where
-                                             nothing was wrong, that the picture was left alone
-  understand                                 the answer, exactly
+  new pictures (`tasks.NEW`)   the picture against what must be in it
+  edit, reasoning_edit         the picture against source and target
+  reflection                   half how near the instruction is to a right repair, half the
+                               repaired picture against its caption; where nothing was wrong,
+                               that the picture was left alone
+  understand                   the answer, exactly
 
 * Training takes the lower score of a picture and of a slightly disturbed copy, so that nothing at
   the edge of what the verifier accepts is worth finding.
@@ -21,7 +21,6 @@ import numpy as np
 from thinkgen_jax.structs import Sample
 from thinkgen_jax.world import tasks, verify
 
-SHOWN = ("composition", "reasoning", "text", "in_context")
 EDITED = ("edit", "reasoning_edit")
 
 
@@ -55,7 +54,7 @@ def judge(sample: Sample, *, robust: bool = False) -> Verdict:
     if sample.image is None:
         raise ValueError(f"a sample of scenario {item.scenario!r} has no picture")
     seed = sample.request.seed
-    if item.scenario in SHOWN:
+    if item.scenario in tasks.NEW:
         return _shown(sample.image, item, seed, robust)
     if item.scenario in EDITED:
         return _edited(sample.image, item, seed, robust)

@@ -105,8 +105,9 @@ def make_step(
         target = encoder.pixels_to_tokens(frozen["vae"], batch.pixels)
         references = encoder.references_to_tokens(frozen["vae"], batch.references)
         plain = EMBED in state.params
-        # The pseudo-CoT form says everything twice: behind the marker stands half of the words.
-        words = (batch.prompt.ids.shape[1] - frame) // 2
+        # The pseudo-CoT form says everything twice: behind the marker stands half of the words. A
+        # row without words keeps its whole frame.
+        words = max(frame, (batch.prompt.ids.shape[1] - frame) // 2)
         half = replace(encoder, max_len=min(encoder.max_len, words))
         condition = None if plain else half.condition(frozen["mllm"], batch.prompt)
         text = (batch.prompt.ids, batch.prompt.segments) if plain else None

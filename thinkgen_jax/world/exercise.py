@@ -15,8 +15,8 @@ class Item:
 
     Attributes:
       scenario: one of `SCENARIOS`.
-      tag: kind within the scenario: single_object ... texture, text1 ... text4, a fact category, an
-        edit operation, a puzzle kind, a flaw, a question.
+      tag: kind within the scenario: single_object ... absent, all1 ... all4, text1 ... text4, a
+        fact category, an edit operation, a puzzle kind, a flaw, a question.
       prompt: what the user says.
       thought: reference thought, without its tags.
       instruction: what stands behind the thought; for "understand" the answer.
@@ -51,7 +51,7 @@ class Draw(NamedTuple):
     Attributes:
       legal: only combinations of looks and words that training may see.
       held: held-out surface forms and reserved pictures; train is (True, False).
-      tidy: new pictures have every object exactly at its cell's anchor, in the middle of its size.
+      tidy: new pictures are drawn without jitter, see `layout.arrange`.
     """
 
     legal: bool

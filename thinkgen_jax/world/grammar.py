@@ -227,6 +227,7 @@ _NP = re.compile(
     rf"(?: at the (?P<cell>{_either(CELLS)}))?"
 )
 _BG = re.compile(rf"(.*) on a ({_either((*BACKGROUNDS, 'white', 'black'))}) background")
+_ABSENT = re.compile(rf" and no (?:{_either(map(noun, SHAPES))})$")
 _ONE_SIGN = re.compile(rf"an? (?:({_either(COLOR_NAMES)}) )?sign with the word '([A-Z0-9]+)'")
 _SIGNS = re.compile(r"(two|three|four) signs from top to bottom: (.*)")
 _LISTED = re.compile(rf"(?:({_either(COLOR_NAMES)}) )?'([A-Z0-9]+)'")
@@ -258,6 +259,7 @@ def read(text: str) -> Reading | None:
     bg = None
     if found := _BG.fullmatch(text):
         text, bg = found[1], found[2]
+    text = _ABSENT.sub("", text)  # whatever is not asked for is ruled out anyway
     if signs := _read_signs(text):
         return Reading(signs=signs, bg=bg)
     for rel in (*RELATIONS, BIGGER):
@@ -280,6 +282,7 @@ def _fits(named: Named, want: Want) -> bool:
         and (want.color is None or said.color in colors)
         and (want.tex in (None, "solid") and said.tex in (None, want.tex) or said.tex == want.tex)
         and (want.size is None or said.size == want.size)
+        and (want.cell is None or named.cell == want.cell)
     )
 
 

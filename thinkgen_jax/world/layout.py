@@ -229,8 +229,9 @@ def arrange(
       cells: One index into `CELLS` per look; by default a random pattern in random order.
       least: Smallest gap between boxes in pixels.
       reserved: Redraws until `is_reserved` says this; None takes the first picture.
-      tidy: Objects lie exactly at their anchors and have the middle diameter of their size, so that
-        looks and cells alone decide the picture (`reserved` then has no other to look for).
+      tidy: No jitter: objects lie at their anchors, or as near as margin and stripes allow, with
+        the middle diameter of their size, stripes with the widest. Looks and cells alone decide
+        the picture, so `reserved` has no other to look for.
 
     Raises:
       ValueError: If the cells are too close for the sizes, or there are more than 6 looks.

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from . import pixels, shapes, signs
+from .layout import cell_of
 from .scenes import CANVAS
 
 UNKNOWN = "unknown"
@@ -60,6 +61,11 @@ class Found:
     center: tuple[float, float]
     clipped: bool
     measure: shapes.Measure
+
+    @property
+    def cell(self) -> int:
+        """Index of the cell of the 3 x 3 grid that its middle lies in."""
+        return cell_of(*self.center)
 
     @property
     def size(self) -> str:

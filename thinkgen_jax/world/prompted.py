@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exercises without a given picture: composition, reasoning, text.
+"""Exercises without a given picture: composition, arrangement, reasoning, text.
 
 * The instruction names cells wherever two objects differ, so that a thought settles the layout.
 * Riddles are resolved by a fact; wrong values give the decoys.
@@ -44,7 +44,7 @@ THOUGHTS = {
 }
 ALONE = ("single_object", "colors", "absent")  # tags of one object
 SAID = {"small": "small", "large": "large"}  # sizes that sentences name; medium is the default
-COMPARED = (
+COMPARED = (  # a turned comparison does not claim the first
     "{0} is the bigger one: it is {2} and {1} is {3}.",
     "two sizes: {2} for {0} and {3} for {1}.",
     "the first is {0}, {2}. the second is {1}, {3}.",
@@ -170,12 +170,14 @@ def _sized(spec: Spec, sizes: Sequence[str]) -> Spec:
     return replace(spec, objects=tuple(replace(w, size=SAID.get(s)) for w, s in pairs))
 
 
-def _composition_thought(rng: random.Random, spec: Spec, absent: str | None = None) -> str:
+def _composition_thought(
+    rng: random.Random, spec: Spec, absent: str | None = None, *, turned: bool = False
+) -> str:
     wants = spec.objects
     named = [grammar.phrase(w) for w in wants]
     if spec.relations and spec.relations[0][1] == BIGGER:
         plain = [grammar.phrase(w, sized=False) for w in wants]
-        text = rng.choice(COMPARED).format(*plain, *(w.size or "medium" for w in wants))
+        text = rng.choice(COMPARED[turned:]).format(*plain, *(w.size or "medium" for w in wants))
     elif spec.relations:
         rel = spec.relations[0][1]
         text = rng.choice(THOUGHTS["position"]).format(*named, rel, *SIDES[rel])
@@ -204,7 +206,8 @@ def _composition_wrong(
         return ((_composition_thought(rng, both), grammar.instruction(both)),)
     if spec.relations and spec.relations[0][1] == BIGGER:
         turned = _sized(spec, [w.size or "medium" for w in spec.objects[::-1]])
-        return ((_composition_thought(rng, turned), grammar.instruction(turned, cells)),)
+        thought = _composition_thought(rng, turned, turned=True)
+        return ((thought, grammar.instruction(turned, cells)),)
     if spec.relations and cells:
         i, rel, j = spec.relations[0]
         turned = replace(spec, relations=((i, layout.INVERSE[rel], j),))
@@ -236,7 +239,7 @@ def _dressed(rng: random.Random, look: Look) -> Look:
     return look
 
 
-def _placed(cells: Sequence[int]) -> tuple[tuple[int, str, int], ...]:
+def _relations(cells: Sequence[int]) -> tuple[tuple[int, str, int], ...]:
     """The relations that objects at these cells have beyond doubt."""
     found = []
     for (i, a), (j, b) in combinations(enumerate(cells), 2):
@@ -249,30 +252,23 @@ def _placed(cells: Sequence[int]) -> tuple[tuple[int, str, int], ...]:
 
 
 def arrangement(rng: random.Random, draw: Draw, tag: str) -> Item:
-    """Two to four different objects, each described in full and told its place."""
+    """One to four different objects, each described in full and told its cell.
+
+    What the cells say about two objects counts as said: no held-out relation occurs in train.
+    """
     template, n = pick_template(rng, draw), int(tag[3:])
     looks = [_dressed(rng, k) for k in layout.draw_looks(rng, n, legal=draw.legal)]
-    while True:
-        cells = list(rng.choice(layout.PATTERNS[n]))
-        rng.shuffle(cells)
-        if relations := _placed(cells):  # two cells on a diagonal have no order to check
-            break
+    cells = list(rng.choice(layout.PATTERNS[n]))
+    rng.shuffle(cells)
     scene = _arranged(rng, draw, looks, cells)
-    wants = tuple(
-        Want(
-            k.shape,
-            k.color,
-            None if k.tex == "solid" else k.tex,
-            None if k.size == "medium" else k.size,
-        )
-        for k in looks
-    )
-    spec = Spec(wants, relations)
+    bare = Spec(tuple(_want(k, "color", *(("tex",) if k.tex != "solid" else ())) for k in looks))
+    said = _sized(bare, [k.size for k in looks]).objects
+    spec = Spec(tuple(replace(w, cell=c) for w, c in zip(said, cells, strict=True)))
     instruction = grammar.instruction(spec, cells)
     prompt = grammar.frame("scene", template, instruction)
-    named = grammar.listed([grammar.phrase(w) for w in wants])
-    turned = grammar.instruction(spec, cells[1:] + cells[:1])
+    named = grammar.listed([grammar.phrase(w) for w in said])
     thought = rng.choice(ARRANGED).format(n=grammar.NUMBERS[n], all=named)
+    turned = [*cells[1:], cells[0]] if n > 1 else [(cells[0] + rng.randint(1, 8)) % 9]
     return Item(
         "arrangement",
         tag,
@@ -284,8 +280,8 @@ def arrangement(rng: random.Random, draw: Draw, tag: str) -> Item:
         spec,
         None,
         prompt,
-        layout.held_out(scene) + template_names(template),
-        ((thought, turned),),
+        layout.held_out(scene, _relations(cells)) + template_names(template),
+        ((thought, grammar.instruction(spec, turned)),),
     )
 
 

@@ -107,6 +107,7 @@ class Want:
     color: str | tuple[str, ...] | None = None
     tex: str | None = None
     size: str | None = None
+    cell: int | None = None  # of the 3 x 3 grid, row by row
 
 
 @dataclass(frozen=True)

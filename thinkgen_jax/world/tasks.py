@@ -32,6 +32,7 @@ SCENARIOS = (
     "reflection",
     "understand",
 )
+NEW = ("composition", "arrangement", "reasoning", "text", "in_context")  # judged by a spec
 TRIES = 2000  # redraws before an item is given up; a handful is typical
 
 # Tags and how often they are drawn; composition as in GenEval, plus size, texture,
@@ -49,7 +50,7 @@ TAGS: dict[str, dict[str, int]] = {
         "bigger": 40,
         "absent": 30,
     },
-    "arrangement": {"all2": 2, "all3": 3, "all4": 4},
+    "arrangement": {"all1": 2, "all2": 3, "all3": 2, "all4": 2},
     "reasoning": dict(zip(facts.CATEGORIES, facts.SHARES, strict=True)),
     "text": {"text1": 50, "text2": 30, "text3": 12, "text4": 8},
     "edit": dict.fromkeys((*edits.OPS, "compose"), 1),
@@ -150,10 +151,14 @@ def item(
 
 
 def mixed(weights: Mapping[str, float], index: int, split: str, *, tidy: bool = False) -> Item:
-    """An item of a random scenario, drawn with the given weights."""
+    """An item of a random scenario, drawn with the given weights.
+
+    Args:
+      weights: by scenario, or by scenario and tag: "edit", "text/text1".
+    """
     rng = _seeded(split, "mixed", index)
-    scenario = rng.choices(tuple(weights), tuple(weights.values()))[0]
-    return item(scenario, index, split, tidy=tidy)
+    scenario, _, tag = rng.choices(tuple(weights), tuple(weights.values()))[0].partition("/")
+    return item(scenario, index, split, tag or None, tidy=tidy)
 
 
 def decoys(made: Item, rng: random.Random) -> list[tuple[str, str]]:
@@ -183,7 +188,7 @@ def follows(made: Item, text: str) -> bool:
         return True
     if made.spec is None:
         return False
-    if made.scenario in ("composition", "arrangement", "reasoning", "text", "in_context"):
+    if made.scenario in NEW:
         reading = grammar.read(text)
         return reading is not None and grammar.meets(reading, made.spec)
     steps = sorted(text.split(" and "))

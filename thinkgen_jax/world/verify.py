@@ -23,7 +23,7 @@ from .render import boxes, render
 from .scenes import BIGGER, SIZES, Object, Scene, Sign, Spec, Want
 
 READER = "glyphs"  # how signs were read; to be stated beside every text score
-_WEIGHTS = {"shape": 0.5, "color": 0.3, "tex": 0.2, "size": 0.2}
+_WEIGHTS = {"shape": 0.5, "color": 0.3, "tex": 0.2, "size": 0.2, "cell": 0.3}
 _WRONG_SHAPE = 0.25  # at most this share of the other attributes counts under a wrong shape
 _RELATION_SHARE = 0.3
 _MAX_OFF = 0.12  # share of pixels off the palette
