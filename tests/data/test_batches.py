@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches: random access, rows of like length together, positions that resume."""
 
+import importlib
+
 import numpy as np
+import pytest
 
 from thinkgen_jax import parts
-from thinkgen_jax.data import batches
+from thinkgen_jax.data import batches, sources
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
@@ -14,6 +17,30 @@ STREAM = Stream(1.0, {"composition": 0.5, "reasoning": 0.5}, length=80)
 
 def shape():
     return Shape(assets.load_text(parts.ASSETS, presets.get("nano")), None, seed=3)
+
+
+@pytest.mark.parametrize("name", ["nano_dit", "align", "pretrain", "finetune"])
+def test_rows_fit_their_streams(name):
+    """A row too long would stop a run hours in; 200 pictures of every stream are looked at."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    plan, words = config.plans.flow_sft, shape()
+    for stream in plan.streams.values():
+        weights, tidy = dict(stream.scenarios), stream.tidy
+        for i in range(200):
+            made = sources.drawing(i, seed=1, split="train", weights=weights, drop=0.1, tidy=tidy)
+            count = len(batches._words(made, words, plan.plain))
+            assert count <= stream.length, (made.prompt, count)
+            assert len(made.references) <= stream.pictures
+
+
+def test_the_pseudo_form_says_everything_twice():
+    """What follows the marker is half of a row without its frame: there flow_sft cuts."""
+    text = shape().text
+    frame = len(text.pseudo(""))
+    for words, images in (("a red ring", 0), ("make it blue", 1), ("", 2), ("all of them", 3)):
+        row = text.pseudo(words, images=images)
+        behind = len(row) - row.index(text.close_id) - 1
+        assert len(row) == frame + 2 * behind
 
 
 def test_pools_are_sorted_and_lose_nothing():
