@@ -5,7 +5,7 @@ The released system starts from OmniGen2's DiT, which drew behind another condit
 prepadding states are made afresh in `align`.
 """
 
-from configs import common
+from configs import align, common
 
 
 def get_config(arg=None):
@@ -15,16 +15,14 @@ def get_config(arg=None):
     config.phases = (("flow_sft", 1),)
     config.start = dict(mllm="random", dit="random", vae="assets")
     config.dit_condition = 96  # width of the plain embedding
-    drawn = dict(composition=0.85, reasoning=0.15)
-    edited = dict(edit=0.6, reasoning_edit=0.25, reflection=0.15)
     config.plans = dict(
         flow_sft=dict(
             batch=24,
             streams=dict(
                 a_arranged=common.stream(0.4, dict(arrangement=1.0), length=56, tidy=True),
-                b_drawn=common.stream(0.36, drawn, length=36, tidy=True),
+                b_drawn=common.stream(0.36, align.DRAWN, length=36, tidy=True),
                 c_signs=common.stream(0.12, dict(text=1.0), length=48),
-                d_edited=common.stream(0.12, edited, pictures=1, length=32),
+                d_edited=common.stream(0.12, align.EDITED, pictures=1, length=32),
             ),
             pool=4,
             draws=2,

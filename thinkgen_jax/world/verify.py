@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from . import pixels
 from .parse import UNKNOWN, Found, FoundSign, Parsed, parse
 from .render import boxes, render
-from .scenes import BIGGER, SIZES, Object, Scene, Sign, Spec, Want
+from .scenes import BIGGER, Object, Scene, Sign, Spec, Want
 
 READER = "glyphs"  # how signs were read; to be stated beside every text score
 _WEIGHTS = {"shape": 0.5, "color": 0.3, "tex": 0.2, "size": 0.2, "cell": 0.3}
@@ -112,8 +112,7 @@ def holds(relation: str, a: Found, b: Found) -> bool:
       ValueError: If the relation is not one of `RELATIONS` or `BIGGER`.
     """
     if relation == BIGGER:
-        above = list(SIZES).index(a.size) > list(SIZES).index(b.size)
-        return bool(above and a.d >= b.d + _LEAST_BIGGER)
+        return bool(a.size != b.size and a.d >= b.d + _LEAST_BIGGER)
     sides = np.array([f.box[2:] for f in (a, b)]) - np.array([f.box[:2] for f in (a, b)])
     offset = np.subtract(a.center, b.center)
     offset = np.maximum(abs(offset) - _POSITION_SLACK * sides.sum(0), 0) * np.sign(offset)
