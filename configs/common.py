@@ -95,9 +95,17 @@ def stream(
     pictures: int = 0,
     length: int = 64,
     tidy: bool = False,
+    thinking: bool = False,
 ) -> dict:
     """One kind of batch: its share, its scenarios, most references, tokens of a row."""
-    return dict(weight=weight, scenarios=scenarios, pictures=pictures, length=length, tidy=tidy)
+    return dict(
+        weight=weight,
+        scenarios=scenarios,
+        pictures=pictures,
+        length=length,
+        tidy=tidy,
+        thinking=thinking,
+    )
 
 
 def draw(steps: int, *, text: float = 1.0, image: float = 1.0, temperature: float = 1.0) -> dict:

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 3, fine-tuning: all of the DiT on a better set (more signs, more edits), low rate."""
+"""Stage 3, fine-tuning: all of the DiT on a better set, low rate.
+
+More signs, more edits, and words that stand behind a thought: states there differ from those behind
+an empty one, and the DiT of the nano system is too small to obey them unseen.
+"""
 
 from configs import align, common
 
 WEIGHTS = dict(
-    a_placed=0.1, b_arranged=0.08, c_drawn=0.36, d_signs=0.22, e_edited=0.18, f_context=0.06
+    a_placed=0.08, b_arranged=0.07, c_drawn=0.24, d_signs=0.14, e_edited=0.15, f_context=0.05
 )
+THOUGHT = dict(composition=0.7, reasoning=0.3)
 
 
 def streams() -> dict:
@@ -13,7 +18,11 @@ def streams() -> dict:
     mix = align.streams()
     for name, weight in WEIGHTS.items():
         mix[name]["weight"] = weight
-    return mix
+    return dict(
+        **mix,
+        g_thought=common.stream(0.19, THOUGHT, length=96, tidy=True, thinking=True),
+        h_thought_signs=common.stream(0.08, dict(text=1.0), length=152, thinking=True),
+    )
 
 
 def get_config(arg=None):

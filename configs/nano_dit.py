@@ -29,7 +29,6 @@ def get_config(arg=None):
             shift=4.0,
             drop=0.1,
             plain=True,
-            focus=dict(keep=0, least=0.0),
         )
     )
     config.optim = dict(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every test sees the same machine: eight simulated CPU devices, exact products, an own cache."""
+"""Every test sees one machine: eight simulated CPU devices, exact products, one cache a run."""
 
 import os
 import tempfile
@@ -8,10 +8,14 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from thinkgen_jax import cache
+
 # Compiled programs and font lists of a test run must neither come from nor go to the user's cache.
-_CACHE = tempfile.TemporaryDirectory(prefix="thinkgen_jax_tests_")
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
-os.environ["MPLCONFIGDIR"] = os.path.join(_CACHE.name, "matplotlib")
+# The workers of a run share them, and inherit where they are.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="thinkgen_jax_tests_")
+    os.environ["XDG_CACHE_HOME"] = _CACHE.name
+    os.environ["MPLCONFIGDIR"] = os.path.join(_CACHE.name, "matplotlib")
 
 # Compiling is what the suite spends its time on; without optimization it takes half as long. Flags
 # of the environment come last and win.
@@ -23,6 +27,7 @@ if "JAX_PLATFORMS" not in os.environ:  # name a platform to run the tests marked
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+cache.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -47,7 +47,6 @@ class SftPlan:
       wrong: by scenario, share of thoughts that come to a wrong conclusion (text_sft).
       silent: share of responses without a thought (text_sft).
       plain: condition on a learned text embedding instead of the MLLM (flow_sft).
-      focus: which tokens and times are learned (flow_sft).
       draws: times, each with its own noise, at which a picture is learned in a step (flow_sft).
       shift: time shift of training, larger is nearer to the noise; None takes the system's
         (flow_sft).
@@ -62,7 +61,6 @@ class SftPlan:
     wrong: Mapping[str, float] = field(default_factory=dict)
     silent: float = 0.2
     plain: bool = False
-    focus: flow_sft.Focus = field(default_factory=flow_sft.Focus)
     draws: int = 1
     shift: float | None = None
     loss: vae_sft.VaeLoss = field(default_factory=vae_sft.VaeLoss)
@@ -201,7 +199,6 @@ def _flow(plan: SftPlan, setup: Setup) -> Phase:
         parts.encoder,
         setup.learners["dit"],
         shift=parts.system.shift if plan.shift is None else plan.shift,
-        focus=plan.focus,
         draws=plan.draws,
         frame=len(parts.text.pseudo("")),
     )

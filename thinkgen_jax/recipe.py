@@ -8,7 +8,7 @@ where it has one). Nothing below this file knows a ConfigDict.
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -72,16 +72,16 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     check_rows(config)
     system = system_of(config)
     built = parts.build(system, assets.load_text(parts.ASSETS, system))
-    learned = {LEARNS[name] for name, _ in config.phases}
-    needed = learned | {"vae", "mllm", "dit"} if _is_rl(config) else learned | _frozen(config)
+    learns = set(learned(config))
+    needed = learns | {"vae", "mllm", "dit"} if _is_rl(config) else learns | _frozen(config)
     trees = {tree: tree_params(config, system, tree, log) for tree in sorted(needed)}
-    learners = {tree: learner(config, tree) for tree in learned}
+    learners = {tree: learner(config, tree) for tree in learns}
     references = {}
     if _is_rl(config):
         # Copies: the states' own arrays are donated at the first update.
-        references = {t: jax.tree.map(jnp.copy, trees[t]) for t in learned}
-    states = {tree: learning.create(trees[tree], learners[tree]) for tree in sorted(learned)}
-    frozen = {tree: params for tree, params in trees.items() if tree not in learned}
+        references = {t: jax.tree.map(jnp.copy, trees[t]) for t in learns}
+    states = {tree: learning.create(trees[tree], learners[tree]) for tree in sorted(learns)}
+    frozen = {tree: params for tree, params in trees.items() if tree not in learns}
     return Setup(built, frozen, references, learners, config.seed), states
 
 
@@ -238,8 +238,6 @@ def plan(block: dict) -> SftPlan | RlPlan:
     if "batch" in values:
         if "loss" in values:
             values["loss"] = VaeLoss(**block["loss"])
-        if "focus" in values:
-            values["focus"] = flow_sft.Focus(**block["focus"])
         return SftPlan(**values)
     guidance = Guidance(**block["draw"]["guidance"])
     values["draw"] = Draw(**{**block["draw"], "guidance": guidance})
@@ -257,16 +255,34 @@ def _tuples(block: dict) -> dict:
 # --- evaluation ---
 
 
+def learned(config: ConfigDict) -> tuple[str, ...]:
+    """Trees that the schedule trains, in its order."""
+    return tuple(dict.fromkeys(LEARNS[name] for name, _ in config.phases))
+
+
 def evaluation(
-    config: ConfigDict, setup: Setup, states: States, workdir: Path, when: str
+    config: ConfigDict,
+    setup: Setup,
+    states: States,
+    workdir: Path,
+    when: str,
+    *,
+    start: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """Scores on held-out prompts, kept in `<workdir>/<when>.json` for resumed runs."""
+    """Scores on held-out prompts, kept in `<workdir>/<when>.json` for resumed runs.
+
+    Args:
+      start: trees that are taken as they were at the start of the run, so that what another tree
+        has learned shows alone.
+    """
     if not config.evaluate.count:
         return {}
     path = workdir / f"{when}.json"
     if path.exists():
         return {k: np.asarray(v) for k, v in json.loads(path.read_text()).items()}
-    params = Params(*(states[t].params if t in states else setup.frozen[t] for t in Params._fields))
+    trees = {**setup.frozen, **{tree: state.params for tree, state in states.items()}}
+    trees |= {tree: setup.references[tree] for tree in start}
+    params = Params(*(trees[tree] for tree in Params._fields))
     scores = miniature.sampled(
         setup.parts,
         params,

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -75,10 +76,15 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
         if saves.latest_step is not None:
             start, states = resume(saves, states, built)
             log.info("resumed at step %d of %d", start, config.steps)
-        before = recipe.evaluation(config, setup, states, workdir, "before")
+        scores = [recipe.evaluation(config, setup, states, workdir, "before")]
         states = loop(config, workdir, saves, setup, states, built, start)
-        after = recipe.evaluation(config, setup, states, workdir, "after")
-    write_report(config, workdir, before, after)
+        # Trees get what they learned one by one, so that each policy's effect stands alone.
+        trees = recipe.learned(config)
+        for n, tree in enumerate(trees, start=1):
+            when = f"after_{tree}"
+            found = recipe.evaluation(config, setup, states, workdir, when, start=trees[n:])
+            scores.append(found)
+    write_report(config, workdir, scores)
     log.info("report: %s", workdir / "report.md")
     return workdir
 
@@ -207,17 +213,26 @@ def default_workdir(config: ConfigDict) -> Path:
     return Path("runs") / f"{config.name}-{config.model}"
 
 
-def write_report(config: ConfigDict, workdir: Path, before: dict, after: dict) -> None:
-    """Writes report.md with curves and the before/after table."""
+def write_report(config: ConfigDict, workdir: Path, scores: list[dict]) -> None:
+    """Writes report.md with curves and, for each tree that learned, a before/after table.
+
+    Args:
+      scores: at the start, then with one trained tree more each time; empty without evaluation.
+    """
     rows = logs.read_metrics(workdir)
     names = sorted({k for row in rows for k in row if k.split("/")[-1] in recipe.CURVES})
+    tables = [
+        (f"Held-out prompts: what the {tree} learned", report.before_after(before, after))
+        for tree, (before, after) in zip(recipe.learned(config), pairwise(scores), strict=True)
+        if before
+    ]
     report.write(
         workdir,
         title=f"{config.name} ({config.model})",
         config=recipe.plain(config),
         rows=rows,
         names=names,
-        tables=[("Held-out prompts", report.before_after(before, after))] if before else [],
+        tables=tables,
     )
 
 

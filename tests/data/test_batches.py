@@ -25,9 +25,9 @@ def test_rows_fit_their_streams(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     plan, words = config.plans.flow_sft, shape()
     for stream in plan.streams.values():
-        weights, tidy = dict(stream.scenarios), stream.tidy
+        how = dict(weights=dict(stream.scenarios), tidy=stream.tidy, thinking=stream.thinking)
         for i in range(200):
-            made = sources.drawing(i, seed=1, split="train", weights=weights, drop=0.1, tidy=tidy)
+            made = sources.drawing(i, seed=1, split="train", drop=0.1, **how)
             count = len(batches._words(made, words, plan.plain))
             assert count <= stream.length, (made.prompt, count)
             assert len(made.references) <= stream.pictures
@@ -41,6 +41,21 @@ def test_the_pseudo_form_says_everything_twice():
         row = text.pseudo(words, images=images)
         behind = len(row) - row.index(text.close_id) - 1
         assert len(row) == frame + 2 * behind
+
+
+def test_words_behind_a_thought():
+    """A row is what the MLLM is asked and what it would write, up to where its end has no state."""
+    how = dict(seed=1, split="train", weights={"reasoning": 1.0})
+    made = sources.drawing(5, drop=0.0, thinking=True, **how)
+    text, row = shape().text, batches._words(made, shape(), False)
+    head = text.think(made.asked)
+    assert row[: len(head)] == head
+    assert text.split(row[len(head) :]) == (made.thought, made.prompt, True)
+    assert text.stop_id not in row[len(head) :]
+    bare = sources.drawing(5, drop=1.0, thinking=True, **how)
+    assert batches._words(bare, shape(), False) == text.pseudo("", images=0)
+    with pytest.raises(ValueError, match="thinking = True or pictures > 0"):
+        Stream(1.0, {"edit": 1.0}, pictures=1, thinking=True)
 
 
 def test_pools_are_sorted_and_lose_nothing():

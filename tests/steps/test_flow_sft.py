@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow matching by hand: its loss, and what a run may concentrate on."""
+"""Flow matching by hand: its loss, and what a step does with a picture."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from tests.steps import small
 from thinkgen_jax import parts
@@ -14,7 +13,6 @@ from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.models.vae import Vae, VaeConfig
 from thinkgen_jax.steps import flow_sft
 from thinkgen_jax.steps.encode import Encoder
-from thinkgen_jax.steps.flow_sft import Focus
 from thinkgen_jax.steps.state import create
 from thinkgen_jax.structs import FlowBatch, Packed
 
@@ -37,22 +35,8 @@ def test_loss_of_a_silent_network():
     assert count == (3 * 4 + 1) * target.tokens.shape[-1]
 
 
-def test_liveliest_leaves_the_ground():
-    """Tokens 2 and 5 of seven differ from the ground; they come with their places."""
-    tokens = np.full((1, 7, 2), 0.5, np.float32)
-    tokens[0, 2], tokens[0, 5] = 3.0, -4.0
-    places = np.stack([np.arange(7), np.arange(7) + 10], -1)[None].astype(np.int32)
-    target = Packed(jnp.asarray(tokens), jnp.asarray(places), jnp.ones((1, 7), jnp.int32))
-    kept = flow_sft.liveliest(target, 2)
-    assert kept.tokens[0].tolist() == [[-4.0, -4.0], [3.0, 3.0]]
-    assert kept.positions[0].tolist() == [[5, 15], [2, 12]]
-    assert kept.segments.tolist() == [[1, 1]]
-    with pytest.raises(ValueError, match="focus.keep = 8: a picture has 7 tokens"):
-        flow_sft.liveliest(target, 8)
-
-
 def test_order_of_tokens_does_not_matter():
-    """So tokens may be left out and put in any order: only their places count."""
+    """Only their places count."""
     dit, params = small.dit()
     target, condition, t = small.target(), small.condition(), jnp.full((4,), 0.4)
     order = jnp.array([3, 1, 0, 2])
@@ -61,12 +45,6 @@ def test_order_of_tokens_does_not_matter():
     u = apply({"params": params}, target, t, condition)
     v = apply({"params": params}, turned, t, condition)
     np.testing.assert_allclose(v, u[:, order], atol=1e-5)
-
-
-@pytest.mark.parametrize("bad", [dict(keep=-1), dict(least=1.0), dict(least=-0.1)])
-def test_focus_refuses(bad):
-    with pytest.raises(ValueError, match="keep >= 0 and 0 <= least < 1"):
-        Focus(**bad)
 
 
 def test_draws_repeat_every_picture():
@@ -83,9 +61,7 @@ def test_draws_repeat_every_picture():
         batch = FlowBatch(jax.tree.map(lambda x: x[..., rows, :], PROMPT), pixels[rows], None)
         state = create({**params, flow_sft.EMBED: {"embedding": table}}, small.LEARNER)
         state = jax.tree.map(jnp.copy, state)  # the step donates it
-        step = flow_sft.make_step(
-            network, encoder, small.LEARNER, shift=1.0, focus=Focus(), draws=draws
-        )
+        step = flow_sft.make_step(network, encoder, small.LEARNER, shift=1.0, draws=draws)
         return step(state, frozen, batch, jax.random.key(5))[1]["loss"]
 
     twice = loss(np.array([0, 0, 1, 1]), 1)

@@ -35,6 +35,8 @@ class Stream:
       pictures: most references of a row; 0 for none.
       length: tokens of a row; longer rows are an error.
       tidy: new pictures are drawn without jitter (flow_stream).
+      thinking: the words stand behind a thought, as thinking inference puts them; without pictures
+        only (flow_stream).
     """
 
     weight: float
@@ -42,6 +44,11 @@ class Stream:
     pictures: int = 0
     length: int = 64
     tidy: bool = False
+    thinking: bool = False
+
+    def __post_init__(self) -> None:
+        if self.thinking and self.pictures:
+            raise ValueError("a stream has thinking = True or pictures > 0, not both")
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ def flow_stream(
         weights=stream.scenarios,
         drop=drop,
         tidy=stream.tidy,
+        thinking=stream.thinking,
     )
     collate = partial(flow_batch, stream=stream, shape=shape, plain=plain)
     if pool == 1:
@@ -156,6 +164,9 @@ def _words(d: Drawing, shape: Shape, plain: bool) -> list[int]:
     """Token ids of a picture's words; references are placeholders in them, as in the release."""
     if plain:
         return shape.text.encode(d.prompt or " ")
+    if d.thought:
+        # Generated text ends before its end token has a state; this row has none either.
+        return shape.text.think(d.asked) + shape.text.response(d.thought, d.prompt)[:-1]
     return shape.text.pseudo(d.prompt, images=len(d.references))
 
 

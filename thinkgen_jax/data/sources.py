@@ -22,11 +22,18 @@ DRAWN = tuple(s for s in tasks.SCENARIOS if s != "understand")
 
 
 class Drawing(NamedTuple):
-    """One supervised picture: `prompt` is "" where conditioning was dropped for guidance."""
+    """One supervised picture.
+
+    Attributes:
+      prompt: the words it is drawn from; "" where they were dropped for guidance.
+      asked, thought: the request and the thought that led to those words; "" without a thought.
+    """
 
     prompt: str
     image: np.ndarray
     references: tuple[np.ndarray, ...]
+    asked: str = ""
+    thought: str = ""
 
 
 class Writing(NamedTuple):
@@ -52,23 +59,26 @@ def drawing(
     weights: Mapping[str, float],
     drop: float,
     tidy: bool = False,
+    thinking: bool = False,
 ) -> Drawing:
     """Makes one supervised picture.
 
     Half of the pictures are described in the user's explicit words, half in the instruction's, so
     that the DiT obeys both. With probability `drop` the words are dropped, and then, every second
     time, the references too: what guidance needs. Tidy pictures leave little to chance beside the
-    words, so that each teaches more.
+    words, so that each teaches more. With `thinking` the words are the instruction behind a perfect
+    thought.
     """
     rng = generator(seed, "drawing", index)
     item = tasks.mixed(weights, _spread(index, seed), split, tidy=tidy)
-    prompt = item.explicit if rng.random() < 0.5 else item.instruction
+    prompt = item.explicit if rng.random() < 0.5 and not thinking else item.instruction
     references = tuple(render.render(scene) for scene in item.references)
     if rng.random() < drop:
         prompt = ""
         if rng.random() < 0.5:
             references = ()
-    return Drawing(prompt, render.render(item.target), references)
+    led = (item.prompt, item.thought) if thinking and prompt else ("", "")
+    return Drawing(prompt, render.render(item.target), references, *led)
 
 
 def writing(

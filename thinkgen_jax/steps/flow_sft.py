@@ -11,7 +11,7 @@ release.
 Source: OmniGen2 training code (loss, time sampling); stages: paper 4.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -25,26 +25,6 @@ from thinkgen_jax.steps.state import Learner, learn
 from thinkgen_jax.structs import Condition, FlowBatch, Key, Packed, TrainState, Tree
 
 EMBED = "text_embed"  # subtree of the plain conditioner
-
-
-@dataclass(frozen=True)
-class Focus:
-    """Which part of the work a run spends its time on; the default is all of it.
-
-    Where most of a picture is empty ground, most tokens teach nothing. Learning only the liveliest
-    tells where objects are, so it belongs to times at which the picture shows that anyway.
-
-    Attributes:
-      keep: tokens of a picture that are drawn and learned, liveliest first; 0 for all.
-      least: earliest time; the usual times are squeezed into [least, 1].
-    """
-
-    keep: int = 0
-    least: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.keep < 0 or not 0 <= self.least < 1:
-            raise ValueError(f"{self}: keep >= 0 and 0 <= least < 1")
 
 
 def matching_loss(
@@ -65,30 +45,12 @@ def matching_loss(
     return jnp.sum(error), jnp.sum(mask) * target.tokens.shape[-1]
 
 
-def liveliest(target: Packed, keep: int) -> Packed:
-    """The `keep` tokens of every picture that lie farthest from its usual one, the ground.
-
-    Raises:
-      ValueError: when a picture has fewer.
-    """
-    if keep > target.tokens.shape[1]:
-        raise ValueError(f"focus.keep = {keep}: a picture has {target.tokens.shape[1]} tokens")
-    ground = jnp.median(target.tokens, axis=1, keepdims=True)
-    _, index = jax.lax.top_k(jnp.mean(jnp.abs(target.tokens - ground), axis=-1), keep)
-
-    def pick(a: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(a, index.reshape(*index.shape, *[1] * (a.ndim - 2)), axis=1)
-
-    return Packed(*map(pick, target))
-
-
 def make_step(
     dit: Dit,
     encoder: Encoder,
     learner: Learner,
     *,
     shift: float | None,
-    focus: Focus,
     draws: int = 1,
     frame: int = 0,
 ):
@@ -105,8 +67,8 @@ def make_step(
         target = encoder.pixels_to_tokens(frozen["vae"], batch.pixels)
         references = encoder.references_to_tokens(frozen["vae"], batch.references)
         plain = EMBED in state.params
-        # The pseudo-CoT form says everything twice: behind the marker stands half of the words. A
-        # row without words keeps its whole frame.
+        # The pseudo-CoT form says everything twice: behind the marker stands half of the words, and
+        # less behind a thought. A row without words keeps its whole frame.
         words = max(frame, (batch.prompt.ids.shape[1] - frame) // 2)
         half = replace(encoder, max_len=min(encoder.max_len, words))
         condition = None if plain else half.condition(frozen["mllm"], batch.prompt)
@@ -115,11 +77,8 @@ def make_step(
             lambda x: jnp.repeat(x, draws, axis=0), (target, condition, references, text)
         )
         rows, tokens = target.tokens.shape[:2]
-        if focus.keep:
-            target = liveliest(target, focus.keep)
         time_key, noise_key = jax.random.split(key)
         t = flow.training_times(time_key, rows, tokens=tokens, shift=shift)
-        t = focus.least + (1 - focus.least) * t
         noise = jax.random.normal(noise_key, target.tokens.shape)
 
         def loss(params: Tree, part):
