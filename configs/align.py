@@ -47,8 +47,6 @@ def get_config(arg=None):
             ema_decay=0.99,
         )
     )
-    if config.prepad == 0:
-        config.optim.dit.trainable = CONNECTOR[:1]
     if config.model == "thinkgen":
         config.steps = 15_000
         config.plans.flow_sft.batch = 512

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 PRESETS = ("nano", "tiny", "mid", "thinkgen")
+SMALL = ("nano", "tiny")  # of recipes that the released system has no use for
 MESHES = {
     "": (1, 1, 1, 1),
     "v5e-256": (1, 256, 1, 1),
@@ -19,15 +20,15 @@ MESHES = {
 }
 
 
-def parse_arg(arg: str | None) -> tuple[str, dict[str, str]]:
+def parse_arg(arg: str | None, presets: tuple[str, ...] = PRESETS) -> tuple[str, dict[str, str]]:
     """Splits `preset,key=value,...`; no argument means the nano system.
 
     Raises:
       ValueError: for an unknown preset or key.
     """
     first, *rest = (arg or "nano").split(",")
-    if first not in PRESETS:
-        raise ValueError(f"config argument {first!r} is not one of {PRESETS}")
+    if first not in presets:
+        raise ValueError(f"config argument {first!r} is not one of {presets}")
     options = dict(part.partition("=")[::2] for part in rest)
     unknown = set(options) - {"mesh"}
     if unknown or options.get("mesh", "") not in MESHES:
@@ -35,12 +36,13 @@ def parse_arg(arg: str | None) -> tuple[str, dict[str, str]]:
     return first, options
 
 
-def base(arg: str | None, *, name: str) -> ConfigDict:
-    """What every recipe has; `config.model` is the preset's name."""
-    preset, options = parse_arg(arg)
+def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> ConfigDict:
+    """What every recipe has; `config.model` is the preset's name, one of `presets`."""
+    preset, options = parse_arg(arg, presets)
     data, fsdp, tensor, context = MESHES[options.get("mesh", "")]
     config = ConfigDict()
     config.name = name
+    config.arg = arg or "nano"
     config.model = preset
     config.prepad = placeholder(int)  # number of prepadding states; None takes the preset's
     config.seed = 0
@@ -52,11 +54,12 @@ def base(arg: str | None, *, name: str) -> ConfigDict:
     config.reinit = ()  # patterns of DiT parameters that start fresh whatever `start` says
     config.optim = {}
     config.checkpoint = dict(every=200, keep=2)
-    config.log = dict(every=1, images=20)
+    config.log = dict(images=20)
     config.limit_skipped = 20  # steps with NaN in a row before the run stops
     config.evaluate = dict(count=0, steps=10, scenarios=("composition", "reasoning"))
-    if preset == "tiny":
+    if preset in ("tiny", "mid"):
         config.start = dict(mllm="random", dit="random", vae="random")
+    if preset == "tiny":
         config.checkpoint.every = 1
         config.log.images = 1
     return config

@@ -12,7 +12,7 @@ SEEN = dict(edit=0.3, reasoning_edit=0.25, reflection=0.2, understand=0.25)
 
 def get_config(arg=None):
     """No argument trains the nano MLLM; `:tiny` takes two steps."""
-    config = common.base(arg, name="nano_mllm")
+    config = common.base(arg, name="nano_mllm", presets=common.SMALL)
     config.steps = 2600
     config.phases = (("text_sft", 1),)
     config.start.mllm = "random"

@@ -12,7 +12,7 @@ from configs import common
 
 def get_config(arg=None):
     """No argument trains the nano autoencoder; `:tiny` takes two steps."""
-    config = common.base(arg, name="nano_vae")
+    config = common.base(arg, name="nano_vae", presets=common.SMALL)
     config.steps = 11_000
     config.phases = (("vae_sft", 1),)
     config.start.vae = "random"

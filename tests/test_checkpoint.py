@@ -105,6 +105,14 @@ def test_saved_arrays_may_be_donated_at_once(tmp_path):
         np.testing.assert_array_equal(ckpt.restore(1, plain).state["w"], want)
 
 
+def test_what_did_not_learn_is_where_it_came_from(tmp_path):
+    start = {"mllm": "assets", "dit": "assets", "vae": "runs/nano_vae-nano"}
+    with Checkpoints(tmp_path) as ckpt:
+        state = {"dit": make_state(1)["dit"]}
+        ckpt.save(1, state, data={}, meta={"config": {"start": start}})
+    assert checkpoint.sources(tmp_path) == {**start, "dit": str(tmp_path)}
+
+
 def test_the_last_two_and_the_best_stay(tmp_path):
     with Checkpoints(tmp_path) as ckpt:
         for step, score in ((1, 0.1), (2, 0.9), (3, 0.3), (4, None), (5, 0.5)):

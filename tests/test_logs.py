@@ -108,7 +108,7 @@ def test_other_processes_write_nothing(tmp_path):
 
 
 def test_bar_shows_the_numbers_that_matter(tmp_path, capsys):
-    with Writer(tmp_path, start=4, total=6, shown=("mllm/reward", "loss")) as writer:
+    with Writer(tmp_path, start=4, total=6, shown=("reward", "loss")) as writer:
         writer.describe("mllm_grpo")
         writer.scalars(5, {"reward": 0.51237, "other": 7.0}, "mllm")
         writer.scalars(6, {"loss": 0.25})

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import sepgrpo
-from thinkgen_jax import checkpoint, logs, recipe, train
+from thinkgen_jax import checkpoint, logs, recipe, sharding, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,7 +49,13 @@ def test_phases_alternate_and_report(uninterrupted):
 
 def test_the_other_tree_is_frozen(uninterrupted):
     """Step 1 moves the MLLM alone, step 2 the DiT alone."""
+    config = sepgrpo.get_config("tiny")
     first, last = leaves(uninterrupted, 1), leaves(uninterrupted, 2)
+    with jax.set_mesh(sharding.make_mesh(**config.mesh)):
+        dit = recipe.tree_params(config, recipe.system_of(config), "dit", logs.setup())
+    for key, value in jax.tree_util.tree_leaves_with_path(dit):
+        name = f"['dit']['params']{jax.tree_util.keystr(key)}"
+        np.testing.assert_array_equal(first[name], value, err_msg=name)
     moved = {key for key in first if not np.array_equal(first[key], last[key])}
     assert moved and all("dit" in key.split("]")[0] for key in moved)
 
@@ -96,7 +102,7 @@ def test_effects_are_measured_one_tree_at_a_time(tmp_path, monkeypatch):
     def sampled(parts, params, **more):
         trees = params.mllm, params.dit
         seen.append([float(jax.tree.leaves(tree)[0].reshape(-1)[0]) for tree in trees])
-        return {"reward": np.arange(4.0) + sum(seen[-1])}
+        return {"reward": np.arange(4.0) + sum(seen[-1])}, {"reward": np.arange(4)}
 
     monkeypatch.setattr(recipe.miniature, "sampled", sampled)
     monkeypatch.setattr(train, "loop", lambda *args: _raised(args[4]))

@@ -4,11 +4,13 @@
 import numpy as np
 import pytest
 
-from thinkgen_jax import phases, rollout
+from tests.toy import toy_text
+from thinkgen_jax import parts, phases, rollout
 from thinkgen_jax.data.batches import Stream
+from thinkgen_jax.models import presets
 from thinkgen_jax.phases import RlPlan, SftPlan
-from thinkgen_jax.rollout import Draw
-from thinkgen_jax.structs import Request
+from thinkgen_jax.rollout import Draw, Thinking
+from thinkgen_jax.structs import Decoded, Request
 from thinkgen_jax.world import tasks
 
 STREAMS = (
@@ -59,6 +61,34 @@ def test_group_of_one_is_refused():
 def test_supervised_plans_out_of_range_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         SftPlan(**{"batch": 2, "streams": STREAMS} | bad)
+
+
+def test_dropped_groups_do_not_widen_the_spread():
+    """Two of three groups count: deviations ±0.5 and 0, so the batch's spread is sqrt(1/8)."""
+    table = np.array([[0.0, 1.0], [9.0, -9.0], [0.5, 0.5]], np.float32)
+    usable = np.array([True, False, True])
+    got = phases._advantages(table, usable, scope="batch", ddof=0, eps=0.0)
+    np.testing.assert_allclose(got, [-(2**0.5), 2**0.5, 0, 0, 0, 0], rtol=1e-6)
+    got = phases._advantages(table, np.zeros(3, bool), scope="batch", ddof=0, eps=0.0)
+    assert not np.asarray(got).any()
+
+
+def test_one_thought_of_each_of_the_last_requests_is_shared():
+    """The first request speaks for itself, the two others wrote something; groups of two."""
+    system = presets.get("nano")
+    built = parts.build(system, toy_text(system))
+    written = built.text.response("two", "a red ring"), built.text.encode("on and on")
+    ids, segments = np.zeros((2, 2, 99), np.int32)
+    for row, tokens in enumerate(written):
+        ids[row, : len(tokens)], segments[row, : len(tokens)] = tokens, 1
+    decoded = Decoded(ids, segments, np.ones(2, bool))
+    thinking = Thinking(None, None, np.array([True, False]), None, decoded)
+    requests = [Request(name) for name in ("a cross", "x", "y")]
+    images = np.zeros((6, 1, 1, 3), np.uint8)
+    out = rollout.samples(built, requests, 2, images, thinking)
+    assert [s.request.prompt for s in out] == ["a cross", "a cross", "x", "x", "y", "y"]
+    assert [s.instruction for s in out] == ["a cross"] * 2 + ["a red ring"] * 2 + [""] * 2
+    assert [s.valid for s in out] == [True] * 4 + [False] * 2
 
 
 def test_stream_is_found_by_scenario():

@@ -3,12 +3,14 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from thinkgen_jax import logs, train
+from thinkgen_jax import logs, recipe, train
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
@@ -73,17 +75,52 @@ def test_refuses_group_size_one(tmp_path):
 
 def test_refuses_an_unknown_phase(tmp_path):
     refused(lambda c: c.update(phases=(("dream", 1),)), "dream", tmp_path)
+    refused(lambda c: c.update(phases=()), "config.phases is empty", tmp_path)
+
+
+def test_refuses_weights_of_another_size(tmp_path):
+    words = "the shipped weights are nano, not tiny"
+    refused(lambda c: c.start.update(mllm="assets"), words, tmp_path, "mllm_grpo")
+
+
+def test_refuses_an_unknown_reward(tmp_path):
+    change = lambda c: c.plans.mllm_grpo.update(rewards={"beauty": 1.0})  # noqa: E731
+    refused(
+        change, "config.plans.mllm_grpo: rewards: 'beauty' is not one of", tmp_path, "mllm_grpo"
+    )
+
+
+def test_recipes_of_the_nano_system_know_no_released_size():
+    with pytest.raises(ValueError, match="'thinkgen' is not one of"):
+        config_of("nano_vae", "thinkgen")
+
+
+def test_without_prepadding_none_learns():
+    config = config_of("align")
+    assert "prepad_embed" in recipe.learner(config, "dit").config.trainable
+    config.prepad = 0
+    assert recipe.learner(config, "dit").config.trainable == ("caption_embedder",)
 
 
 def test_refuses_another_config_and_starts_fresh(tmp_path):
     config = config_of("nano_vae")
-    train.prepare(_made(tmp_path / "run"), config, fresh=False)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    train.check_config(folder, config, fresh=False)
+    (folder / "config.json").write_text(json.dumps(recipe.plain(config)))
+    train.check_config(folder, config, fresh=False)
     config.seed = 7
     with pytest.raises(ValueError, match="seed: 0 -> 7"):
-        train.prepare(tmp_path / "run", config, fresh=False)
-    train.prepare(tmp_path / "run", config, fresh=True)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 7
+        train.check_config(folder, config, fresh=False)
+    train.check_config(folder, config, fresh=True)
+    assert not list(folder.iterdir())
     assert len(list(tmp_path.iterdir())) == 2  # the old run was moved aside, not deleted
+
+
+def test_what_was_refused_is_not_agreed_with(tmp_path):
+    """The line put right works in the same folder."""
+    refused(lambda c: c.plans.mllm_grpo.update(group=1), "group = 1", tmp_path, "mllm_grpo")
+    train.check_config(tmp_path / "run", config_of("mllm_grpo"), fresh=False)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +139,6 @@ def test_one_line_for_what_is_wrong(words, message):
     assert found.returncode == 2
     (line,) = found.stderr.strip().splitlines()
     assert line.startswith("error: ") and message in line
-
-
-def _made(path):
-    path.mkdir()
-    return path
 
 
 def test_guard_stops_after_too_many_skipped_steps():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commits: everything a run needs to go on, saved as one directory that appears at once.
 
-A commit lies in `<workdir>/checkpoints/<step>/` and holds three items: `state` (arrays: both trees
-with optimizer state and EMA), `data` (JSON: where every data stream stands) and `meta` (JSON: phase
-cursor, config, versions). It is written beside its final place and renamed when complete, so a
-process killed at any moment leaves the commits before it untouched.
+A commit lies in `<workdir>/checkpoints/<step>/` and holds three items: `state` (arrays: trees that
+learn, with optimizer state and EMA), `data` (JSON: where every data stream stands) and `meta`
+(JSON: phase cursor, config, versions). It is written beside its final place and renamed when
+complete, so a process killed at any moment leaves the commits before it untouched.
 
 - The last `keep` commits and the best one stay; others go after a newer one is in place.
 - `files.json`, added to a complete commit, lists its files and sizes: a cut-off copy is told.
@@ -280,6 +280,19 @@ def learned(path: str | Path) -> dict[str, str]:
     held = {tuple(name.split("/")[:2]) for name in describe(path)}
     kinds = ("params", "ema")  # the later wins
     return {tree: f"{tree}/{kind}" for kind in kinds for tree, k in sorted(held) if k == kind}
+
+
+def sources(path: str | Path) -> dict[str, str]:
+    """Where the trees of a run's system are: in the run itself, or where it took them from.
+
+    Returns:
+      Tree to run, or to another value of `config.start`.
+
+    Raises:
+      ValueError: missing, foreign or damaged.
+    """
+    start = read_meta(find(path)).get("config", {}).get("start", {})
+    return {**start, **{tree: str(path) for tree in learned(path)}}
 
 
 def restore_subtree(

@@ -40,7 +40,10 @@ TASK = flags.DEFINE_enum(
     "task", "draw", TASKS, "reflect: draw, look, repair; understand: answer.", flag_values=FLAGS
 )
 SIZE = flags.DEFINE_string(
-    "size", None, "Height x width, e.g. 64x64; default: see README.", flag_values=FLAGS
+    "size",
+    None,
+    "Height x width, e.g. 64x64; default the system's, or that of the first picture.",
+    flag_values=FLAGS,
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of noise and sampled thoughts.", flag_values=FLAGS)
 STEPS = flags.DEFINE_integer(
@@ -169,6 +172,9 @@ def _parse(line: str) -> dict:
             raise ValueError(f"{name}={fields[name]!r} is no {kind.__name__}")
     if isinstance(fields.get("image"), str):
         fields["image"] = [fields["image"]]
+    names = fields.get("image", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"image={names!r} is no path or list of paths")
     return fields
 
 

@@ -83,7 +83,7 @@ class Writer:
           workdir: Folder of the run.
           start: Finished steps the run goes on from; rows and pictures of later steps are removed.
           total: Steps the run will have, for the progress bar; None shows no bar.
-          shown: Names of the numbers that stand beside the bar.
+          shown: Last parts of the names of the numbers that stand beside the bar.
           active: False makes every call a no-op: all processes but the first of a larger run.
         """
         self.folder = Path(workdir)
@@ -178,8 +178,9 @@ class Writer:
     def _show(self, step: int, row: Mapping[str, float]) -> None:
         if self._bar is None:
             return
-        self._last.update({name: row[name] for name in self._shown if name in row})
-        shown = {name.rsplit("/", 1)[-1]: f"{x:.4g}" for name, x in self._last.items()}
+        last = {name.rsplit("/", 1)[-1]: x for name, x in row.items()}
+        self._last.update({name: last[name] for name in self._shown if name in last})
+        shown = {name: f"{x:.4g}" for name, x in self._last.items()}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
 
@@ -194,14 +195,19 @@ def truncate(workdir: str | Path, step: int) -> None:
     path = Path(workdir) / METRICS
     if path.exists():
         rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     for picture in (Path(workdir) / PICTURES).glob("*/*.png"):
         if picture.stem.isdecimal() and int(picture.stem) > step:
             picture.unlink()
     if step == 0:  # nothing of an earlier try is to be seen
         shutil.rmtree(Path(workdir) / EVENTS, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file that appears at once: a process killed meanwhile leaves the one before."""
+    temporary = Path(path).with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_metrics(workdir: str | Path) -> list[dict]:

@@ -91,7 +91,6 @@ class RlPlan:
       noise: noise level of stochastic steps (dit_grpo).
       window: (first, last + 1) stochastic step; the others are deterministic (dit_grpo).
       silent: share of iterations conditioned on the user's own words (dit_grpo).
-      minibatches: parts a rollout is cut into, one update each (mllm_grpo).
     """
 
     prompts: int
@@ -109,6 +108,12 @@ class RlPlan:
     def __post_init__(self) -> None:
         if self.group < 2:
             raise ValueError(f"group = {self.group} has no advantage; it must be at least 2")
+        if not 0 <= self.silent <= 1:
+            raise ValueError(f"silent = {self.silent}: must lie in [0, 1]")
+        if not self.rewards:
+            raise ValueError("rewards is empty: at least one reward is needed")
+        for name in self.rewards:
+            rewards.find(name)
 
 
 class Setup(NamedTuple):
@@ -138,12 +143,8 @@ class Phase(NamedTuple):
 
 def at(step: int, schedule: Sequence[tuple[str, int]]) -> str:
     """Name of the phase of a step (from 0): the schedule is walked round and round."""
-    place = step % sum(count for _, count in schedule)
-    for name, count in schedule:
-        if place < count:
-            return name
-        place -= count
-    raise ValueError(f"config.phases {schedule} is empty")
+    names = [name for name, count in schedule for _ in range(count)]
+    return names[step % len(names)]
 
 
 def build(name: str, plan: SftPlan | RlPlan, setup: Setup) -> Phase:
@@ -236,11 +237,11 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         )
         thinking = drawn.thinking
         scored, table, usable = _score(plan, setup, requests, drawn.images, thinking)
-        advantage = grpo.advantages(table, scope="group", ddof=1, eps=1e-6) * usable[:, None]
+        advantage = _advantages(table, usable, scope="group", ddof=1, eps=1e-6)
         mask = thinking.mask & jnp.asarray(np.repeat(usable, plan.group))[:, None]
         old = logprobs(params.mllm, thinking.prompt, mask)
         ref = logprobs(reference, thinking.prompt, mask) if plan.token.kl else None
-        thoughts = Thoughts(thinking.prompt, mask, old, ref, jnp.asarray(advantage.reshape(-1)))
+        thoughts = Thoughts(thinking.prompt, mask, old, ref, advantage)
         state = states["mllm"]
         for inner in range(plan.inner):
             state, metrics = grpo_step(state, thoughts)
@@ -271,9 +272,9 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
         requests = list(requests)
         params = _params(setup, states)
         stream = stream_of(requests, plan.streams)
-        silent = bool(jax.random.uniform(jax.random.fold_in(key, 1)) < plan.silent)
+        silent = round(plan.silent * len(requests))
         condition, thought = rollout.shared_condition(
-            parts, params.mllm, requests, stream, thinking=not silent
+            parts, params.mllm, requests, stream, silent=silent
         )
         references = rollout.reference_tokens(parts, params.vae, requests, stream)
         latents, condition, references, negative, places, grid = rollout.path_group(
@@ -289,7 +290,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
         )
         images = rollout.decode_pixels(parts, params.vae, latents[-1])
         scored, table, usable = _score(plan, setup, requests, images, thought)
-        advantage = grpo.advantages(table, scope="batch", ddof=0, eps=1e-4) * usable[:, None]
+        advantage = _advantages(table, usable, scope="batch", ddof=0, eps=1e-4)
         path = Trajectory(
             latents,
             grid,
@@ -297,7 +298,8 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             places,
             condition,
             references,
-            jnp.asarray(advantage.reshape(-1)),
+            advantage,
+            jnp.asarray(np.repeat(usable, plan.group), jnp.float32),
         )
         path = path._replace(old=logprobs(params.dit, path, negative, noise, steps))
         state = states["dit"]
@@ -352,6 +354,14 @@ def _score(plan: RlPlan, setup: Setup, requests, images, thinking):
     floor, _ = rewards.bounds(plan.rewards)
     valid = np.asarray([s.valid for s in scored])
     return scored, *rollout.settle(values, valid, group=plan.group, floor=floor)
+
+
+def _advantages(table: np.ndarray, usable: np.ndarray, **how) -> jax.Array:
+    """Advantages [B · G]; groups that were dropped have none and are no part of any spread."""
+    out = np.zeros_like(table)
+    if usable.any():
+        out[usable] = grpo.advantages(table[usable], **how)
+    return jnp.asarray(out.reshape(-1))
 
 
 def _reward_metrics(table: np.ndarray, usable: np.ndarray) -> dict[str, float]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from thinkgen_jax import checkpoint, parts, pipeline, sharding
+from thinkgen_jax import checkpoint, logs, parts, pipeline, sharding
 from thinkgen_jax.bench import miniature
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.hf import assets
@@ -35,6 +35,8 @@ from thinkgen_jax.steps.vae_sft import VaeLoss
 from thinkgen_jax.structs import Params, States, Tree
 
 CURVES = ("loss", "reward", "kl", "psnr", "entropy", "grad_norm")
+SHIPPED = "nano"  # preset of the shipped weights
+PREPAD = "prepad_embed"  # the DiT's parameter that `config.prepad=0` leaves out
 LEARNS = {
     "vae_sft": "vae",
     "text_sft": "mllm",
@@ -92,6 +94,11 @@ def tree_params(config: ConfigDict, system: System, tree: str, log) -> Tree:
     if source == "random":
         params = parts.random_params(system, tree, key)
     elif source == "assets":
+        if system.name != SHIPPED:
+            raise ValueError(
+                f"config.start.{tree}=assets: the shipped weights are {SHIPPED}, not "
+                f"{system.name}; name a run, or random"
+            )
         shapes = parts.shapes(system, tree)
         params = assets.load_tree(parts.ASSETS, system, tree, shapes=shapes)
     else:
@@ -180,9 +187,11 @@ def _frozen(config: ConfigDict) -> set[str]:
 
 def learner(config: ConfigDict, tree: str) -> Learner:
     """The optimizer block of a tree."""
-    block = config.optim[tree].to_dict()
+    block = _tuples(config.optim[tree].to_dict())
+    if config.prepad == 0:  # a pattern without a parameter would be refused
+        block["trainable"] = tuple(p for p in block["trainable"] if p != PREPAD)
     accumulate = block.pop("accumulate")
-    return Learner(OptimConfig(**_tuples(block)), f"optim.{tree}", accumulate)
+    return Learner(OptimConfig(**block), f"optim.{tree}", accumulate)
 
 
 def plans(config: ConfigDict) -> Iterator[tuple[str, SftPlan | RlPlan]]:
@@ -202,8 +211,10 @@ def check_phases(config: ConfigDict) -> None:
     """Refuses a schedule that names what does not exist.
 
     Raises:
-      ValueError: for an unknown phase, or one without a plan or an optimizer.
+      ValueError: for no phase, an unknown one, or one without a plan or an optimizer.
     """
+    if not sum(count for _, count in config.phases):
+        raise ValueError("config.phases is empty: at least one phase with one step is needed")
     for name, _ in config.phases:
         if name not in LEARNS:
             raise ValueError(f"config.phases: {name!r} is not one of {sorted(LEARNS)}")
@@ -268,22 +279,25 @@ def evaluation(
     when: str,
     *,
     start: Sequence[str] = (),
-) -> dict[str, np.ndarray]:
-    """Scores on held-out prompts, kept in `<workdir>/<when>.json` for resumed runs.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Scores on held-out prompts and their clusters, see `bench.miniature.sampled`.
+
+    They are kept in `<workdir>/<when>.json` for resumed runs.
 
     Args:
       start: trees that are taken as they were at the start of the run, so that what another tree
         has learned shows alone.
     """
     if not config.evaluate.count:
-        return {}
+        return {}, {}
     path = workdir / f"{when}.json"
     if path.exists():
-        return {k: np.asarray(v) for k, v in json.loads(path.read_text()).items()}
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return tuple({k: np.asarray(v) for k, v in part.items()} for part in kept)
     trees = {**setup.frozen, **{tree: state.params for tree, state in states.items()}}
     trees |= {tree: setup.references[tree] for tree in start}
     params = Params(*(trees[tree] for tree in Params._fields))
-    scores = miniature.sampled(
+    found = miniature.sampled(
         setup.parts,
         params,
         scenarios=tuple(config.evaluate.scenarios),
@@ -292,5 +306,6 @@ def evaluation(
         when=when,
         settings=pipeline.default(setup.parts.system, batch=32, steps=config.evaluate.steps),
     )
-    path.write_text(json.dumps({k: np.asarray(v).tolist() for k, v in scores.items()}))
-    return scores
+    plainly = [{k: np.asarray(v).tolist() for k, v in part.items()} for part in found]
+    logs.write_text(path, json.dumps(plainly))
+    return found

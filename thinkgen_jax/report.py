@@ -18,6 +18,7 @@ matplotlib.use("Agg")  # before pyplot: no screen is needed
 import matplotlib.pyplot as plt  # noqa: E402
 
 NORMAL = 1.959963984540054  # 97.5 % point of the normal distribution
+PAGE = "report.md"
 RESAMPLES = 2000
 WIDTH = 3  # panels side by side
 
@@ -244,9 +245,12 @@ def write(
         *((head, f"![{head}]({path})") for head, path in pictures),
         ("Config", table(("setting", "value"), settings) if settings else ""),
     ]
-    path = folder / "report.md"
-    path.write_text(page(title, sections), encoding="utf-8")
-    return path
+    path = folder / PAGE
+    temporary = path.with_suffix(
+        ".tmp"
+    )  # the page says that the run has ended: whole or not at all
+    temporary.write_text(page(title, sections), encoding="utf-8")
+    return temporary.replace(path)
 
 
 def _cell(value: object) -> str:

@@ -7,8 +7,7 @@
   paths from different noise.
 * Requests of one batch are of one kind (drawing, editing, ...): shapes stay static.
 * An invalid response (no marker, or nothing behind it) gets the least valid reward of its group, or
-  the reward's floor if that is less; a group without a valid response, or whose reward failed, is
-  dropped and counted.
+  the reward's floor if that is less; a group without a valid response is dropped and counted.
 
 Source: paper 4 (SepGRPO); Flow-GRPO.
 """
@@ -249,15 +248,22 @@ def shared_condition(
     requests: list[Request],
     stream: Stream,
     *,
-    thinking: bool,
+    silent: int,
 ) -> tuple[Condition, Thinking | None]:
-    """Phase B: one condition per request, from a greedy thought or from its own words."""
-    if not thinking:
-        prompt = pseudo_prompt(parts, requests, stream)
-        return _condition(parts.encoder, params, prompt), None
-    prompt = think_prompt(parts, requests, stream)
-    thought = think(parts, params, prompt, jax.random.key(0), group=1, temperature=0.0)
-    return thought.condition, thought
+    """Phase B: one condition per request, of the first `silent` from the user's own words.
+
+    Returns:
+      The conditions, and the greedy thoughts of the other requests; None where there are none.
+    """
+    quiet, loud = requests[:silent], requests[silent:]
+    found, thought = [], None
+    if quiet:
+        found.append(_condition(parts.encoder, params, pseudo_prompt(parts, quiet, stream)))
+    if loud:
+        prompt = think_prompt(parts, loud, stream)
+        thought = think(parts, params, prompt, jax.random.key(0), group=1, temperature=0.0)
+        found.append(thought.condition)
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *found), thought
 
 
 def path_group(
@@ -313,19 +319,24 @@ def _repeat(tree: Tree, group: int) -> Tree:
 def samples(
     parts: Parts, requests: list[Request], group: int, images: np.ndarray, thinking: Thinking | None
 ) -> list[Sample]:
-    """What the rewards see: row b · group + g is request b's g-th."""
+    """What the rewards see: row b · group + g is request b's g-th.
+
+    Args:
+      thinking: thoughts of all rows, or one of each of the last requests, shared by its group;
+        requests without one speak for themselves.
+    """
     rows = [r for r in requests for _ in range(group)]
-    if thinking is None:
-        words, valid = [r.prompt for r in rows], np.ones(len(rows), bool)
-    else:
+    words, valid = [r.prompt for r in rows], np.ones(len(rows), bool)
+    if thinking is not None:
         ids, segments = np.asarray(thinking.decoded.ids), np.asarray(thinking.decoded.segments)
         texts = [
-            parts.text.split(row[mask > 0].tolist())
+            parts.text.split(row[mask > 0].tolist())[1]
             for row, mask in zip(ids, segments, strict=True)
         ]
-        words, valid = [t[1] for t in texts], np.asarray(thinking.valid)
-        if len(words) < len(rows):  # one thought shared by its group
-            words, valid = np.repeat(words, group).tolist(), np.repeat(valid, group)
+        each = 1 if len(texts) == len(rows) else group
+        first = len(rows) - each * len(texts)
+        words[first:] = [text for text in texts for _ in range(each)]
+        valid[first:] = np.repeat(np.asarray(thinking.valid), each)
     return [
         Sample(request, instruction, image, bool(ok))
         for request, instruction, image, ok in zip(rows, words, images, valid, strict=True)

@@ -179,6 +179,7 @@ class Trajectory(NamedTuple):
     condition: Condition
     references: Packed | None
     advantages: Float[Array, "B"]
+    weights: Float[Array, "B"]  # 0 for rows that are not learned from
 
 
 class TrainState(NamedTuple):

@@ -9,7 +9,9 @@ config; what a step does is in `phases.py`.
 * A step with NaN is skipped and counted; Ctrl-C commits and says how to go on.
 """
 
+import contextlib
 import json
+import math
 import shutil
 import signal
 import sys
@@ -18,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -33,7 +36,8 @@ CHECKPOINT = flags.DEFINE_string(
 )
 FRESH = flags.DEFINE_bool("fresh", False, "Move an existing run aside and start over.")
 
-SHOWN = ("phase", "loss", "reward", "kl", "skipped")
+CONFIG_FILE = "config.json"
+SHOWN = ("loss", "reward", "kl", "skipped")  # numbers beside the progress bar
 
 
 def main(argv: list[str]) -> None:
@@ -43,15 +47,18 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     if config is None:
         raise app.UsageError("--config is needed, e.g. --config=configs/sepgrpo.py")
-    with config.unlocked():
-        config.seed = config.seed if SEED.value is None else SEED.value
-        if CHECKPOINT.value is not None:
-            config.start = {tree: CHECKPOINT.value for tree in config.start}
     try:
+        with config.unlocked():
+            config.seed = config.seed if SEED.value is None else SEED.value
+            if CHECKPOINT.value is not None:
+                config.start.update(checkpoint.sources(CHECKPOINT.value))
         run(config, Path(WORKDIR.value or default_workdir(config)), fresh=FRESH.value)
-    except ValueError as err:
+    except (ValueError, OSError) as err:
         print(f"error: {err}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last commit", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
@@ -61,17 +68,20 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
       ValueError: for anything a user can put right; nothing already done is lost.
     """
     checkpoint.ensure_space(workdir, 0)
-    prepare(workdir, config, fresh=fresh)
+    check_config(workdir, config, fresh=fresh)
+    page = workdir / report.PAGE
     cache.enable()
     log = logs.setup(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saves:
-        if (saves.latest_step or 0) >= config.steps:
-            log.info("finished: %s", workdir / "report.md")
+        if (saves.latest_step or 0) >= config.steps and page.exists():
+            log.info("finished: %s\n\n%s", page, page.read_text(encoding="utf-8"))
             return workdir
         setup, states = recipe.load(config, log)
         built = {name: phases.build(name, plan, setup) for name, plan in recipe.plans(config)}
         checkpoint.ensure_space(workdir, checkpoint.nbytes(states) * (config.checkpoint.keep + 2))
+        # Only now: a config that was refused leaves nothing that the next one must agree with.
+        logs.write_text(workdir / CONFIG_FILE, json.dumps(recipe.plain(config), indent=2) + "\n")
         start = 0
         if saves.latest_step is not None:
             start, states = resume(saves, states, built)
@@ -85,7 +95,7 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
             found = recipe.evaluation(config, setup, states, workdir, when, start=trees[n:])
             scores.append(found)
     write_report(config, workdir, scores)
-    log.info("report: %s", workdir / "report.md")
+    log.info("report: %s", page)
     return workdir
 
 
@@ -99,10 +109,10 @@ def loop(
     start: int,
 ) -> States:
     """Steps `start` to `config.steps`, committing on the way and at the end."""
-    stop = _on_interrupt()
-    guard = Guard(config.limit_skipped)
+    guard, standing = Guard(config.limit_skipped), Standing()
     root = jax.random.key(config.seed)
-    with logs.Writer(workdir, start=start, total=config.steps, shown=SHOWN) as writer:
+    bar = logs.Writer(workdir, start=start, total=config.steps, shown=SHOWN)
+    with _interrupts() as stop, bar as writer:
         for step in range(start, config.steps):
             name = phases.at(step, config.phases)
             phase = built[name]
@@ -114,12 +124,13 @@ def loop(
             done = step + 1
             writer.scalars(done, {**metrics, "step_seconds": time.monotonic() - begun}, name)
             guard.see(done, metrics)
+            standing.see(metrics)
             if gallery is not None and done % config.log.images == 0:
                 writer.images(done, name, *gallery)
             if done % config.checkpoint.every == 0 or done == config.steps or stop():
                 guard.settle()
                 writer.flush()
-                save(saves, done, states, built, config)
+                save(saves, done, states, built, config, standing.take())
             if stop():
                 saves.wait()
                 raise SystemExit(f"stopped at step {done}; the same command goes on from there")
@@ -155,18 +166,36 @@ class Guard:
             )
 
 
+class Standing:
+    """What commits are compared by: the mean reward since the last one, or minus the mean loss."""
+
+    def __init__(self) -> None:
+        self.values: list = []
+
+    def see(self, metrics: dict) -> None:
+        """Takes a step's metrics; nothing is read yet."""
+        self.values.append(metrics["reward"] if "reward" in metrics else -metrics["loss"])
+
+    def take(self) -> float | None:
+        """The mean, None where it is not finite; counting starts anew."""
+        mean = float(np.mean([float(value) for value in self.values]))
+        self.values = []
+        return mean if math.isfinite(mean) else None
+
+
 def save(
     saves: checkpoint.Checkpoints,
     step: int,
     states: States,
     built: dict[str, Phase],
     config: ConfigDict,
+    score: float | None,
 ) -> None:
     """Starts one commit of everything that a resumed run needs."""
     data = {name: phase.data.get_state() for name, phase in built.items()}
     finite = checkpoint.is_finite({k: s.params for k, s in states.items()})
     meta = {"config": recipe.plain(config), "preset": config.model}
-    saves.save(step, states, data=data, meta=meta, finite=finite)
+    saves.save(step, states, data=data, meta=meta, finite=finite, score=score)
 
 
 def resume(
@@ -182,13 +211,13 @@ def resume(
     return commit.step, commit.state
 
 
-def prepare(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
-    """Writes config.json, or checks that the run in this folder has the same config.
+def check_config(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
+    """Checks that a run in this folder has the same config, or moves it aside.
 
     Raises:
       ValueError: when the config changed, listing what.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG_FILE
     if fresh and path.exists():
         aside = workdir.with_name(f"{workdir.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         shutil.move(workdir, aside)
@@ -204,26 +233,28 @@ def prepare(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
                 f"--workdir={workdir} holds a run of another config; choose another folder or "
                 f"--fresh:{rows}"
             )
-        return
-    path.write_text(json.dumps(new, indent=2) + "\n")
 
 
 def default_workdir(config: ConfigDict) -> Path:
-    """runs/<config>-<preset>: no time stamp, so that the same line resumes."""
-    return Path("runs") / f"{config.name}-{config.model}"
+    """runs/<config>-<argument>: no time stamp, so that the same line resumes."""
+    return Path("runs") / f"{config.name}-{config.arg.replace(',', '-')}"
 
 
-def write_report(config: ConfigDict, workdir: Path, scores: list[dict]) -> None:
+def write_report(config: ConfigDict, workdir: Path, scores: list[tuple[dict, dict]]) -> None:
     """Writes report.md with curves and, for each tree that learned, a before/after table.
 
     Args:
-      scores: at the start, then with one trained tree more each time; empty without evaluation.
+      scores: with clusters, at the start, then with one trained tree more each time; empty without
+        evaluation.
     """
     rows = logs.read_metrics(workdir)
     names = sorted({k for row in rows for k in row if k.split("/")[-1] in recipe.CURVES})
+    whens = ("before", *(f"after_{tree}" for tree in recipe.learned(config)))
     tables = [
-        (f"Held-out prompts: what the {tree} learned", report.before_after(before, after))
-        for tree, (before, after) in zip(recipe.learned(config), pairwise(scores), strict=True)
+        (f"Held-out prompts: what the {tree} learned", report.before_after(before, after, clusters))
+        for tree, ((before, clusters), (after, _)) in zip(
+            recipe.learned(config), pairwise(scores), strict=True
+        )
         if before
     ]
     report.write(
@@ -233,6 +264,7 @@ def write_report(config: ConfigDict, workdir: Path, scores: list[dict]) -> None:
         rows=rows,
         names=names,
         tables=tables,
+        pictures=[(f"Pictures {w}", f"{w}.png") for w in whens if (workdir / f"{w}.png").exists()],
     )
 
 
@@ -251,9 +283,11 @@ def parse(argv: list[str]) -> list[str]:
     raise SystemExit(2)
 
 
-def _on_interrupt():
+@contextlib.contextmanager
+def _interrupts():
     """Turns Ctrl-C and SIGTERM into a question asked between steps; a second one ends at once."""
-    asked = []
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def handle(number, frame):
         if asked:
@@ -261,11 +295,14 @@ def _on_interrupt():
         asked.append(number)
 
     try:
-        signal.signal(signal.SIGINT, handle)
-        signal.signal(signal.SIGTERM, handle)
+        before = [signal.signal(number, handle) for number in numbers]
     except ValueError:  # not the main thread: the caller's handlers stay
-        pass
-    return lambda: bool(asked)
+        before = []
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in zip(numbers, before, strict=False):
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

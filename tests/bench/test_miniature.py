@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark around a painter that is perfect, careless or mute: rows, intervals, pairing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def perfect(built, params, asked, settings=None):
         item = request.meta["item"]
         image = None if item.target is None else render(item.target)
         said = item.instruction if request.think or image is None else request.prompt
-        out.append(Result(image, "", said))
+        out.append(Result(image, "", said, f"</think>\n\n{said}"))
     return out
 
 
@@ -66,6 +68,16 @@ def test_a_careless_painter_gets_half(monkeypatch):
     assert table[2].count("0.500 [") == 4
 
 
+def test_a_thought_without_an_end_earns_nothing(monkeypatch):
+    """Training gives it the floor, whatever was drawn; so does the benchmark."""
+    endless = lambda *given: [replace(r, text="on and on") for r in perfect(*given)]  # noqa: E731
+    monkeypatch.setattr(pipeline, "generate", endless)
+    outcome = miniature.run(MODEL, count=2, scenarios=("composition", "understand"))
+    rewards = {(row.scenario, row.think): row.scores["reward"].tolist() for row in outcome.rows}
+    assert rewards["composition", True] == [0, 0] and rewards["understand", False] == [1, 1]
+    assert min(rewards["composition", False]) > 0.95
+
+
 def test_exercises_do_not_depend_on_the_seed(monkeypatch):
     a, b = (miniature.requests("reasoning", range(3), think=True, seed=s) for s in (0, 1))
     assert [r.prompt for r in a] == [r.prompt for r in b]
@@ -74,19 +86,24 @@ def test_exercises_do_not_depend_on_the_seed(monkeypatch):
 
 
 def test_before_and_after_are_pairs(monkeypatch, tmp_path):
-    seen = []
+    seen, seen_text = [], []
 
     def painter(built, params, asked, settings):
+        if not seen:
+            seen_text.extend(r for r in asked if r.meta["item"].scenario == "text")
         seen.append((asked[0].think, settings.temperature, [r.prompt for r in asked]))
         return careless(built, params, asked)
 
     monkeypatch.setattr(pipeline, "generate", painter)
     given = dict(scenarios=("composition", "text"), count=5, workdir=tmp_path, when="before")
-    out = miniature.sampled(MODEL.parts, NOTHING, **given)
+    out, clusters = miniature.sampled(MODEL.parts, NOTHING, **given)
     assert seen[0][:2] == (True, 1.0) and seen[1][:2] == (True, 0.0) and seen[2][:2] == (False, 0.0)
     assert seen[0][2][:1] == seen[1][2] and seen[0][2][:2] == seen[2][2]
     first = "thinking, temperature 1"
     assert [len(out[k]) for k in (first, f"{first}: composition", f"{first}: text")] == [5, 3, 2]
+    assert clusters.keys() == out.keys() and len(set(clusters[first])) <= 5
+    words = [r.meta["item"].spec.signs[0][0] for r in seen_text]
+    assert clusters[f"{first}: text"].tolist() == words
     assert (tmp_path / "before.png").stat().st_size > 1000
 
 

@@ -41,7 +41,16 @@ def path(cfg, advantages=(1.0, -1.0, 0.5, -0.5)):
         kernel=cfg.kernel,
     )
     empty = jnp.zeros((2, 4))
-    out = Trajectory(latents, GRID, empty, places, condition, None, jnp.asarray(advantages))
+    out = Trajectory(
+        latents,
+        GRID,
+        empty,
+        places,
+        condition,
+        None,
+        jnp.asarray(advantages),
+        jnp.ones(len(advantages)),
+    )
     old = dit_grpo.make_logprobs(model, cfg)(params, out, negative, NOISE, STEPS)
     return out._replace(old=old), negative
 
@@ -84,6 +93,24 @@ def test_stored_path_replays_to_the_sampled_density():
 def test_equal_rewards_give_no_gradient():
     _, metrics = update(PLAIN, *path(PLAIN, advantages=(0.0,) * 4))
     assert float(metrics["grad_norm"]) == 0.0
+
+
+def test_rows_without_weight_do_not_count():
+    """Two rows of four are as good as those two alone."""
+    data, negative = path(PLAIN)
+    half = data._replace(weights=jnp.array([1.0, 1.0, 0.0, 0.0]))
+    small_batch = data._replace(
+        latents=data.latents[:, :2],
+        old=data.old[:, :2],
+        target=jax.tree.map(lambda x: x[:2], data.target),
+        condition=jax.tree.map(lambda x: x[:2], data.condition),
+        advantages=data.advantages[:2],
+        weights=data.weights[:2],
+    )
+    _, a = update(PLAIN, half, negative)
+    _, b = update(PLAIN, small_batch, negative)
+    for name in ("loss", "grad_norm", "ratio"):
+        np.testing.assert_allclose(float(a[name]), float(b[name]), rtol=1e-4, atol=1e-6)
 
 
 def test_accumulation_changes_nothing():

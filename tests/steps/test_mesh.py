@@ -62,7 +62,9 @@ def test_dit_step():
     args = (target, condition, None, None, grid, noise, jax.random.key(4))
     latents = sde.rollout(model, params, *args, guidance=cfg.guidance, kernel=cfg.kernel)
     advantage = jnp.linspace(-1.5, 1.5, ROWS)
-    path = Trajectory(latents, grid, jnp.empty((2, ROWS)), target, condition, None, advantage)
+    path = Trajectory(
+        latents, grid, jnp.empty((2, ROWS)), target, condition, None, advantage, jnp.ones(ROWS)
+    )
     old = dit_grpo.make_logprobs(model, cfg)(params, path, None, noise, steps)
     path = path._replace(old=old)
     ends = []

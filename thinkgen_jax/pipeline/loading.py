@@ -20,8 +20,8 @@ def load(path: str | Path | None = None, *, dtype: str = "float32") -> tuple[Par
 
     Args:
       path: None takes the shipped weights; else a folder like theirs, or a run, its `checkpoints`
-        folder or one commit. A run's running averages win over its parameters, and trees that it
-        does not hold come from the shipped weights.
+        folder or one commit. A run's running averages win over its parameters, and trees that did
+        not learn come from where the run took them.
       dtype: of the parameters.
 
     Raises:
@@ -49,7 +49,7 @@ def _shipped(folder: Path, system: System, name: str, dtype: str) -> Tree:
 
 
 def _from_run(path: Path, dtype: str) -> tuple[System, dict[str, Tree]]:
-    """A run's trees, and what it lacks from the shipped weights."""
+    """A run's trees, and those it was trained with."""
     from thinkgen_jax import checkpoint  # slow to import, and rarely needed
 
     meta = checkpoint.read_meta(checkpoint.find(path))
@@ -57,13 +57,15 @@ def _from_run(path: Path, dtype: str) -> tuple[System, dict[str, Tree]]:
     prepad = meta.get("config", {}).get("prepad")
     if prepad is not None:
         system = replace(system, dit=replace(system.dit, num_prepad=prepad))
-    held, trees = checkpoint.learned(path), {}
-    for name in putting.TREES:
+    trees = {}
+    for name, source in checkpoint.sources(path).items():
+        if source == "assets":
+            trees[name] = _shipped(putting.ASSETS, system, name, dtype)
+            continue
+        if source == "random":
+            raise ValueError(f"--checkpoint={path}: its {name} was random and never learned")
         shapes = putting.shapes(system, name)
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
-        if name in held:
-            key = held[name]
-            trees[name] = checkpoint.restore_subtree(path, [key], {key: wanted})[key]
-        else:
-            trees[name] = _shipped(putting.ASSETS, system, name, dtype)
+        key = checkpoint.learned(source).get(name, f"{name}/params")
+        trees[name] = checkpoint.restore_subtree(source, [key], {key: wanted})[key]
     return system, trees

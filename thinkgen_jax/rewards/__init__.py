@@ -46,16 +46,14 @@ def find(name: str) -> Reward:
         return REWARDS[name]
     module, colon, function = name.partition(":")
     if not colon:
-        raise ValueError(
-            f"config.rewards: {name!r} is not one of {sorted(REWARDS)} nor 'module:function'"
-        )
+        raise ValueError(f"rewards: {name!r} is not one of {sorted(REWARDS)} nor 'module:function'")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as err:
-        raise ValueError(f"config.rewards: {name!r} cannot be imported: {err}") from err
+        raise ValueError(f"rewards: {name!r} cannot be imported: {err}") from err
     floor, ceiling = getattr(found, "floor", 0.0), getattr(found, "ceiling", 1.0)
     if not callable(found) or not floor < ceiling:
-        raise ValueError(f"config.rewards: {name!r} is no function with floor < ceiling")
+        raise ValueError(f"rewards: {name!r} is no function with floor < ceiling")
     return Reward(found, float(floor), float(ceiling))
 
 
@@ -87,7 +85,7 @@ def score(samples: Sequence[Sample], weights: Mapping[str, float]) -> np.ndarray
       ValueError: as `parts`, and for no reward at all.
     """
     if not weights:
-        raise ValueError("config.rewards is empty: at least one reward is needed")
+        raise ValueError("rewards is empty: at least one reward is needed")
     found = parts(samples, weights)
     total = np.zeros(len(samples), np.float32)
     for name, weight in weights.items():

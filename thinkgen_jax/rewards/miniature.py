@@ -37,7 +37,7 @@ class Verdict:
 
 
 def judge(sample: Sample, *, robust: bool = False) -> Verdict:
-    """Judges one sample by the rule of its scenario.
+    """Judges one sample by the rule of its scenario; an invalid one has nothing right.
 
     Args:
       robust: the lower score of the picture and of a disturbed copy, see `verify.disturb`.
@@ -46,6 +46,8 @@ def judge(sample: Sample, *, robust: bool = False) -> Verdict:
       ValueError: when the request carries no exercise, or the picture is missing or not of the
         world's size.
     """
+    if not sample.valid:
+        return _flat(False)
     item = sample.request.meta.get("item")
     if not isinstance(item, tasks.Item):
         raise ValueError("a miniature reward needs request.meta['item'] from the miniature world")

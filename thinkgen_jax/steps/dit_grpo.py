@@ -113,13 +113,9 @@ def step_loss(dit, params, reference, part, noise, times, step, cfg: DitGrpoConf
         kl = jnp.sum(gap, axis=(1, 2)) / (jnp.sum(mask, axis=(1, 2)) * mean.shape[-1])
         kl = kl / (2 * jnp.square(diffusion))
         loss = loss + cfg.kl * kl
-    extra = {
-        "kl": jnp.sum(kl),
-        "ratio": jnp.sum(ratio),
-        "clipped": jnp.sum(clipped),
-        "drift": jnp.sum(jnp.abs(new - old)),
-    }
-    return jnp.sum(loss), jnp.float32(loss.shape[0]), extra
+    extra = {"kl": kl, "ratio": ratio, "clipped": clipped, "drift": jnp.abs(new - old)}
+    extra = {name: jnp.sum(value * path.weights) for name, value in extra.items()}
+    return jnp.sum(loss * path.weights), jnp.sum(path.weights), extra
 
 
 def _replay(dit, params, path: Trajectory, negative, noise, step, cfg: DitGrpoConfig):
