@@ -44,6 +44,9 @@ BATCH = flags.DEFINE_integer("batch", 32, "Rows of one program.", flag_values=FL
 SEED = flags.DEFINE_integer(
     "seed", 0, "Of the noise; the exercises are always the same.", flag_values=FLAGS
 )
+WORKDIR = flags.DEFINE_string(
+    "workdir", ".", "Where --out and --pictures are, if not absolute.", flag_values=FLAGS
+)
 OUT = flags.DEFINE_string("out", "evaluation.json", "The JSON file.", flag_values=FLAGS)
 PICTURES = flags.DEFINE_string(
     "pictures", None, "A PNG sheet of some pictures; default none.", flag_values=FLAGS
@@ -56,7 +59,7 @@ def run() -> dict:
     Raises:
       ValueError: for anything a user can put right, before anything is drawn where possible.
     """
-    out = Path(OUT.value)
+    out = Path(WORKDIR.value) / OUT.value
     _writable(out)
     cache.enable()
     model = ThinkGen.from_pretrained(CHECKPOINT.value)
@@ -92,7 +95,9 @@ def run() -> dict:
     }
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if PICTURES.value is not None and outcome.pictures:
-        logs.save_png(PICTURES.value, logs.grid(*zip(*outcome.pictures, strict=True)))
+        logs.save_png(
+            Path(WORKDIR.value) / PICTURES.value, logs.grid(*zip(*outcome.pictures, strict=True))
+        )
     print(outcome.table())
     print(f"\n{out}")
     return found

@@ -65,6 +65,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 1, "Most repairs of --task=reflect.", fl
 OUT = flags.DEFINE_string(
     "out", None, "PNG file, default picture.png; a folder with --requests.", flag_values=FLAGS
 )
+WORKDIR = flags.DEFINE_string("workdir", ".", "Where --out is, if not absolute.", flag_values=FLAGS)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Run or folder; default the shipped weights.", flag_values=FLAGS
 )
@@ -129,13 +130,13 @@ def _asked() -> list[Asked]:
         "seed": SEED.value,
     }
     if REQUESTS.value is None:
-        path = Path(OUT.value or "picture.png")
+        path = Path(WORKDIR.value) / (OUT.value or "picture.png")
         path = path if path.suffix else path.with_suffix(".png")
         if path.suffix != ".png" or path.is_dir():
             raise ValueError(f"--out={path}: want the name of a .png file")
         _folder(path.parent)
         return [_make(flags_, path)]
-    folder, source = Path(OUT.value or "pictures"), Path(REQUESTS.value)
+    folder, source = Path(WORKDIR.value) / (OUT.value or "pictures"), Path(REQUESTS.value)
     _folder(folder)
     asked = []
     for number, line in enumerate(_lines(source), start=1):
