@@ -20,8 +20,8 @@ def streams() -> dict:
         mix[name]["weight"] = weight
     return dict(
         **mix,
-        g_thought=common.stream(0.19, THOUGHT, length=96, tidy=True, thinking=True),
-        h_thought_signs=common.stream(0.08, dict(text=1.0), length=152, thinking=True),
+        g_thought=common.stream(0.19, THOUGHT, length=112, tidy=True, thinking=True),
+        h_thought_signs=common.stream(0.08, dict(text=1.0), length=176, thinking=True),
     )
 
 
