@@ -2,7 +2,8 @@
 """SepGRPO, the main job: stages 4 and 5 in turn, each policy rewarded by rules on its pictures.
 
   mllm_grpo   G thoughts per prompt, drawn from one initial noise by the frozen DiT
-  dit_grpo    G denoising paths per prompt under one shared thought, the MLLM frozen
+  dit_grpo    G denoising paths per prompt under one shared thought, or under the bare words for
+              half of the prompts, the MLLM frozen
 
 Each phase has its own data, rewards, optimizer and group shape. `mllm_grpo.py` and `dit_grpo.py`
 run one phase alone.

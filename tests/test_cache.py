@@ -11,7 +11,7 @@ from thinkgen_jax import cache
 
 @pytest.fixture
 def _restored():
-    """Leaves the other tests without a cache."""
+    """Leaves the other tests with the cache they share."""
     names = ("dir", "min_compile_time_secs", "min_entry_size_bytes")
     keys = ["jax_compilation_cache_dir", *(f"jax_persistent_cache_{n}" for n in names[1:])]
     before = {key: getattr(jax.config, key) for key in keys}

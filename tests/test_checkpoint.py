@@ -106,11 +106,11 @@ def test_saved_arrays_may_be_donated_at_once(tmp_path):
 
 
 def test_what_did_not_learn_is_where_it_came_from(tmp_path):
-    start = {"mllm": "assets", "dit": "assets", "vae": "runs/nano_vae-nano"}
+    start = {"mllm": "random", "dit": "assets", "vae": "runs/nano_vae-nano"}
     with Checkpoints(tmp_path) as ckpt:
         state = {"dit": make_state(1)["dit"]}
-        ckpt.save(1, state, data={}, meta={"config": {"start": start}})
-    assert checkpoint.sources(tmp_path) == {**start, "dit": str(tmp_path)}
+        ckpt.save(1, state, data={}, meta={"start": start})
+    assert checkpoint.sources(tmp_path) == {"vae": start["vae"], "dit": str(tmp_path)}
 
 
 def test_the_last_two_and_the_best_stay(tmp_path):

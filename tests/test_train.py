@@ -3,8 +3,10 @@
 
 import importlib
 import json
+import math
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,20 @@ def test_without_prepadding_none_learns():
     assert "prepad_embed" in recipe.learner(config, "dit").config.trainable
     config.prepad = 0
     assert recipe.learner(config, "dit").config.trainable == ("caption_embedder",)
+
+
+def test_commits_are_compared_over_whole_rounds():
+    """12 + 8 steps with a commit every 10; a round of 1 with one every 200."""
+    assert train.window(config_of("sepgrpo", None)) == 20
+    assert train.window(config_of("align", None)) == 200
+    recent = deque([1.0, math.nan], maxlen=3)
+    assert train.standing(recent) is None
+    recent.append(2.0)
+    assert train.standing(recent) == 1.5
+
+
+def test_refuses_an_unknown_scenario(tmp_path):
+    refused(lambda c: c.evaluate.update(scenarios=("cooking",)), "'cooking'", tmp_path)
 
 
 def test_refuses_another_config_and_starts_fresh(tmp_path):

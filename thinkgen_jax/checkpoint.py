@@ -286,13 +286,14 @@ def sources(path: str | Path) -> dict[str, str]:
     """Where the trees of a run's system are: in the run itself, or where it took them from.
 
     Returns:
-      Tree to run, or to another value of `config.start`.
+      Tree to folder, or to "assets"; trees that were random and never learned are left out.
 
     Raises:
       ValueError: missing, foreign or damaged.
     """
-    start = read_meta(find(path)).get("config", {}).get("start", {})
-    return {**start, **{tree: str(path) for tree in learned(path)}}
+    start = read_meta(find(path)).get("start", {})
+    known = {tree: source for tree, source in start.items() if source != "random"}
+    return {**known, **{tree: str(Path(path).absolute()) for tree in learned(path)}}
 
 
 def restore_subtree(

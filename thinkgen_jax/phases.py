@@ -90,7 +90,7 @@ class RlPlan:
       token, path: constants of the two objectives.
       noise: noise level of stochastic steps (dit_grpo).
       window: (first, last + 1) stochastic step; the others are deterministic (dit_grpo).
-      silent: share of iterations conditioned on the user's own words (dit_grpo).
+      silent: share of requests conditioned on the user's own words (dit_grpo).
     """
 
     prompts: int
@@ -110,10 +110,7 @@ class RlPlan:
             raise ValueError(f"group = {self.group} has no advantage; it must be at least 2")
         if not 0 <= self.silent <= 1:
             raise ValueError(f"silent = {self.silent}: must lie in [0, 1]")
-        if not self.rewards:
-            raise ValueError("rewards is empty: at least one reward is needed")
-        for name in self.rewards:
-            rewards.find(name)
+        rewards.check(self.rewards)
 
 
 class Setup(NamedTuple):
@@ -356,11 +353,13 @@ def _score(plan: RlPlan, setup: Setup, requests, images, thinking):
     return scored, *rollout.settle(values, valid, group=plan.group, floor=floor)
 
 
-def _advantages(table: np.ndarray, usable: np.ndarray, **how) -> jax.Array:
+def _advantages(
+    table: np.ndarray, usable: np.ndarray, *, scope: str, ddof: int, eps: float
+) -> jax.Array:
     """Advantages [B · G]; groups that were dropped have none and are no part of any spread."""
     out = np.zeros_like(table)
     if usable.any():
-        out[usable] = grpo.advantages(table[usable], **how)
+        out[usable] = grpo.advantages(table[usable], scope=scope, ddof=ddof, eps=eps)
     return jnp.asarray(out.reshape(-1))
 
 

@@ -33,6 +33,7 @@ from thinkgen_jax.steps.mllm_grpo import MllmGrpoConfig
 from thinkgen_jax.steps.state import Learner
 from thinkgen_jax.steps.vae_sft import VaeLoss
 from thinkgen_jax.structs import Params, States, Tree
+from thinkgen_jax.world import tasks
 
 CURVES = ("loss", "reward", "kl", "psnr", "entropy", "grad_norm")
 SHIPPED = "nano"  # preset of the shipped weights
@@ -74,7 +75,7 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     check_rows(config)
     system = system_of(config)
     built = parts.build(system, assets.load_text(parts.ASSETS, system))
-    learns = set(learned(config))
+    learns = set(trained_trees(config))
     needed = learns | {"vae", "mllm", "dit"} if _is_rl(config) else learns | _frozen(config)
     trees = {tree: tree_params(config, system, tree, log) for tree in sorted(needed)}
     learners = {tree: learner(config, tree) for tree in learns}
@@ -85,6 +86,12 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     states = {tree: learning.create(trees[tree], learners[tree]) for tree in sorted(learns)}
     frozen = {tree: params for tree, params in trees.items() if tree not in learns}
     return Setup(built, frozen, references, learners, config.seed), states
+
+
+def sources(config: ConfigDict) -> dict[str, str]:
+    """`config.start` with absolute paths, so that a run can be read from anywhere."""
+    words = ("random", "assets")
+    return {k: v if v in words else str(Path(v).absolute()) for k, v in config.start.items()}
 
 
 def tree_params(config: ConfigDict, system: System, tree: str, log) -> Tree:
@@ -208,11 +215,20 @@ def plans(config: ConfigDict) -> Iterator[tuple[str, SftPlan | RlPlan]]:
 
 
 def check_phases(config: ConfigDict) -> None:
-    """Refuses a schedule that names what does not exist.
+    """Refuses a schedule, or scenarios, that do not exist.
 
     Raises:
-      ValueError: for no phase, an unknown one, or one without a plan or an optimizer.
+      ValueError: for no phase, an unknown one, or one without a plan or an optimizer; for an
+        unknown scenario.
     """
+    wanted = [*config.evaluate.scenarios]
+    for block in config.plans.values():
+        wanted += [name for s in block.streams.values() for name in s.scenarios]
+    unknown = sorted({name.split("/")[0] for name in wanted} - set(tasks.SCENARIOS))
+    if unknown:
+        raise ValueError(
+            f"scenarios {unknown} of config.evaluate or config.plans: not one of {tasks.SCENARIOS}"
+        )
     if not sum(count for _, count in config.phases):
         raise ValueError("config.phases is empty: at least one phase with one step is needed")
     for name, _ in config.phases:
@@ -266,7 +282,7 @@ def _tuples(block: dict) -> dict:
 # --- evaluation ---
 
 
-def learned(config: ConfigDict) -> tuple[str, ...]:
+def trained_trees(config: ConfigDict) -> tuple[str, ...]:
     """Trees that the schedule trains, in its order."""
     return tuple(dict.fromkeys(LEARNS[name] for name, _ in config.phases))
 

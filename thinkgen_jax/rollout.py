@@ -349,12 +349,12 @@ def settle(
     """Rewards [B, G] with invalid responses settled, and which groups can be learnt from.
 
     Args:
-      rewards: [B · G]; NaN where the reward could not be computed.
+      rewards: [B · G].
       valid: bool [B · G], False for a response without an instruction.
       floor: least value the reward can take.
     """
     table, ok = rewards.reshape(-1, group).astype(np.float64), valid.reshape(-1, group)
-    usable = ok.any(axis=1) & ~np.isnan(np.where(ok, table, 0.0)).any(axis=1)
+    usable = ok.any(axis=1)
     least = np.where(ok, table, np.inf).min(axis=1, keepdims=True)
     least = np.minimum(least, floor)
     settled = np.where(ok, table, least)

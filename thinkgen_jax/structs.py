@@ -62,6 +62,7 @@ class Result:
       instruction: text that conditioned the DiT.
       text: the MLLM's whole response, special tokens kept.
       warning: "" or one line, e.g. that the response had no `</think>`.
+      valid: False where a response has no `</think>` or nothing after it.
     """
 
     image: np.ndarray | None
@@ -69,6 +70,7 @@ class Result:
     instruction: str
     text: str = ""
     warning: str = ""
+    valid: bool = True
 
 
 @dataclass(frozen=True)

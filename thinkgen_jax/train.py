@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import deque
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,7 +33,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; default runs/<config>-<argument>.")
 SEED = flags.DEFINE_integer("seed", None, "Overrides config.seed.")
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Run that every tree starts from, instead of config.start."
+    "checkpoint", None, "Run whose system is the start, instead of config.start."
 )
 FRESH = flags.DEFINE_bool("fresh", False, "Move an existing run aside and start over.")
 
@@ -89,7 +90,7 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
         scores = [recipe.evaluation(config, setup, states, workdir, "before")]
         states = loop(config, workdir, saves, setup, states, built, start)
         # Trees get what they learned one by one, so that each policy's effect stands alone.
-        trees = recipe.learned(config)
+        trees = recipe.trained_trees(config)
         for n, tree in enumerate(trees, start=1):
             when = f"after_{tree}"
             found = recipe.evaluation(config, setup, states, workdir, when, start=trees[n:])
@@ -109,7 +110,7 @@ def loop(
     start: int,
 ) -> States:
     """Steps `start` to `config.steps`, committing on the way and at the end."""
-    guard, standing = Guard(config.limit_skipped), Standing()
+    guard, recent = Guard(config.limit_skipped), deque(maxlen=window(config))
     root = jax.random.key(config.seed)
     bar = logs.Writer(workdir, start=start, total=config.steps, shown=SHOWN)
     with _interrupts() as stop, bar as writer:
@@ -124,13 +125,13 @@ def loop(
             done = step + 1
             writer.scalars(done, {**metrics, "step_seconds": time.monotonic() - begun}, name)
             guard.see(done, metrics)
-            standing.see(metrics)
+            recent.append(metrics["reward"] if "reward" in metrics else -metrics["loss"])
             if gallery is not None and done % config.log.images == 0:
                 writer.images(done, name, *gallery)
             if done % config.checkpoint.every == 0 or done == config.steps or stop():
                 guard.settle()
                 writer.flush()
-                save(saves, done, states, built, config, standing.take())
+                save(saves, done, states, built, config, standing(recent))
             if stop():
                 saves.wait()
                 raise SystemExit(f"stopped at step {done}; the same command goes on from there")
@@ -166,21 +167,17 @@ class Guard:
             )
 
 
-class Standing:
-    """What commits are compared by: the mean reward since the last one, or minus the mean loss."""
+def window(config: ConfigDict) -> int:
+    """Steps that commits are compared by: whole rounds of the schedule, for phases differ."""
+    round_ = sum(count for _, count in config.phases)
+    return round_ * -(-config.checkpoint.every // round_)
 
-    def __init__(self) -> None:
-        self.values: list = []
 
-    def see(self, metrics: dict) -> None:
-        """Takes a step's metrics; nothing is read yet."""
-        self.values.append(metrics["reward"] if "reward" in metrics else -metrics["loss"])
-
-    def take(self) -> float | None:
-        """The mean, None where it is not finite; counting starts anew."""
-        mean = float(np.mean([float(value) for value in self.values]))
-        self.values = []
-        return mean if math.isfinite(mean) else None
+def standing(recent: deque) -> float | None:
+    """Mean reward, or minus the mean loss, of a whole window; None before there is one."""
+    values = [float(value) for value in recent]
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite and len(values) == recent.maxlen else None
 
 
 def save(
@@ -194,7 +191,11 @@ def save(
     """Starts one commit of everything that a resumed run needs."""
     data = {name: phase.data.get_state() for name, phase in built.items()}
     finite = checkpoint.is_finite({k: s.params for k, s in states.items()})
-    meta = {"config": recipe.plain(config), "preset": config.model}
+    meta = {
+        "config": recipe.plain(config),
+        "preset": config.model,
+        "start": recipe.sources(config),
+    }
     saves.save(step, states, data=data, meta=meta, finite=finite, score=score)
 
 
@@ -249,11 +250,11 @@ def write_report(config: ConfigDict, workdir: Path, scores: list[tuple[dict, dic
     """
     rows = logs.read_metrics(workdir)
     names = sorted({k for row in rows for k in row if k.split("/")[-1] in recipe.CURVES})
-    whens = ("before", *(f"after_{tree}" for tree in recipe.learned(config)))
+    whens = ("before", *(f"after_{tree}" for tree in recipe.trained_trees(config)))
     tables = [
         (f"Held-out prompts: what the {tree} learned", report.before_after(before, after, clusters))
         for tree, ((before, clusters), (after, _)) in zip(
-            recipe.learned(config), pairwise(scores), strict=True
+            recipe.trained_trees(config), pairwise(scores), strict=True
         )
         if before
     ]

@@ -27,7 +27,7 @@ def perfect(built, params, asked, settings=None):
         item = request.meta["item"]
         image = None if item.target is None else render(item.target)
         said = item.instruction if request.think or image is None else request.prompt
-        out.append(Result(image, "", said, f"</think>\n\n{said}"))
+        out.append(Result(image, "", said))
     return out
 
 
@@ -70,12 +70,15 @@ def test_a_careless_painter_gets_half(monkeypatch):
 
 def test_a_thought_without_an_end_earns_nothing(monkeypatch):
     """Training gives it the floor, whatever was drawn; so does the benchmark."""
-    endless = lambda *given: [replace(r, text="on and on") for r in perfect(*given)]  # noqa: E731
+
+    def endless(*given):
+        return [replace(r, valid=n % 2 > 0) for n, r in enumerate(perfect(*given))]
+
     monkeypatch.setattr(pipeline, "generate", endless)
-    outcome = miniature.run(MODEL, count=2, scenarios=("composition", "understand"))
-    rewards = {(row.scenario, row.think): row.scores["reward"].tolist() for row in outcome.rows}
-    assert rewards["composition", True] == [0, 0] and rewards["understand", False] == [1, 1]
-    assert min(rewards["composition", False]) > 0.95
+    outcome = miniature.run(MODEL, count=2, think=(True,), scenarios=("composition",))
+    for name in ("reward", "strict", "soft"):
+        first, second = outcome.rows[0].scores[name]
+        assert first == 0 and second > 0.95
 
 
 def test_exercises_do_not_depend_on_the_seed(monkeypatch):
@@ -101,7 +104,8 @@ def test_before_and_after_are_pairs(monkeypatch, tmp_path):
     assert seen[0][2][:1] == seen[1][2] and seen[0][2][:2] == seen[2][2]
     first = "thinking, temperature 1"
     assert [len(out[k]) for k in (first, f"{first}: composition", f"{first}: text")] == [5, 3, 2]
-    assert clusters.keys() == out.keys() and len(set(clusters[first])) <= 5
+    assert clusters.keys() == out.keys()
+    assert len(set(clusters[f"{first}: composition"])) == 3
     words = [r.meta["item"].spec.signs[0][0] for r in seen_text]
     assert clusters[f"{first}: text"].tolist() == words
     assert (tmp_path / "before.png").stat().st_size > 1000

@@ -2,12 +2,13 @@
 """The miniature world's own benchmark: held-out exercises, one row per scenario and way of asking.
 
 Columns of a row:
-  reward    what training maximises, from the picture as it is; 0 for a thought that never ended
+  reward    what training maximises, from the picture as it is
   strict    share of pictures that are right in everything
   soft      share of what was asked for
   follows   share of instructions that lead to the right picture (thinking only)
 
 * Item n of a scenario is the same for every model and every run: two results can be paired.
+* A response whose thought did not end, or ended the response, has 0 in all columns, as in training.
 * Intervals are 95 %; samples that share a word (text) stay together when they are drawn again.
 * Prompts are the user's own: without a thought, a riddle stays a riddle.
 """
@@ -121,15 +122,15 @@ def run(
     if count < 1:
         raise ValueError(f"--count={count}: at least 1 exercise per scenario")
     settings = settings or replace(model.settings, batch=BATCH)
-    rows, pictures, marker = [], [], model.parts.text.marker
+    rows, pictures = [], []
     for scenario in scenarios:
         if scenario not in tasks.SCENARIOS:
             raise ValueError(f"--scenarios: {scenario!r} is not one of {tasks.SCENARIOS}")
         for thinks in think[:1] if scenario == "understand" else think:
             asked = requests(scenario, range(count), think=thinks, seed=seed)
             results = pipeline.generate(model.parts, model.params, asked, settings)
-            rows.append(judge(scenario, thinks, asked, results, marker=marker))
-            pictures += sheet(asked, results, marker=marker)[: SHOWN // len(think)]
+            rows.append(judge(scenario, thinks, asked, results))
+            pictures += sheet(asked, results)[: SHOWN // len(think)]
     return Outcome(tuple(rows), tuple(pictures))
 
 
@@ -142,11 +143,9 @@ def requests(scenario: str, indices: Sequence[int], *, think: bool, seed: int = 
     ]
 
 
-def judge(
-    scenario: str, think: bool, asked: Sequence[Request], results: Sequence[Result], *, marker: str
-) -> Row:
-    """Scores the answers to one scenario; `marker` is what ends a thought."""
-    verdicts = [rules.judge(_sample(a, r, marker)) for a, r in zip(asked, results, strict=True)]
+def judge(scenario: str, think: bool, asked: Sequence[Request], results: Sequence[Result]) -> Row:
+    """Scores the answers to one scenario."""
+    verdicts = [rules.judge(_sample(a, r)) for a, r in zip(asked, results, strict=True)]
     scores = {name: np.asarray([getattr(v, name) for v in verdicts]) for name in NAMES[:3]}
     items = [a.meta["item"] for a in asked]
     right = [tasks.follows(i, r.instruction) for i, r in zip(items, results, strict=True)]
@@ -181,7 +180,7 @@ def sampled(
       which exercises belong together.
     """
     settings = settings or pipeline.default(parts.system, batch=BATCH)
-    out, together, pictures, marker = {}, {}, [], parts.text.marker
+    out, together, pictures = {}, {}, []
     for mode in modes:
         think, temperature, share = MODES[mode]
         asked = []
@@ -189,35 +188,31 @@ def sampled(
             asked += requests(scenarios[n % len(scenarios)], [n // len(scenarios)], think=think)
         how = replace(settings, temperature=temperature)
         results = pipeline.generate(parts, params, asked, how)
-        rewards = rules.rate([_sample(a, r, marker) for a, r in zip(asked, results, strict=True)])
+        rewards = rules.rate([_sample(a, r) for a, r in zip(asked, results, strict=True)])
         names = np.asarray([a.meta["item"].scenario for a in asked])
         clusters = np.asarray([_cluster(a.meta["item"], n) for n, a in enumerate(asked)])
         out[mode], together[mode] = rewards, clusters
         for name in dict.fromkeys(names) if len(scenarios) > 1 else ():
             out[f"{mode}: {name}"] = rewards[names == name]
             together[f"{mode}: {name}"] = clusters[names == name]
-        pictures = pictures or sheet(asked, results, marker=marker)[:SHOWN]
+        pictures = pictures or sheet(asked, results)[:SHOWN]
     if workdir is not None and pictures:
         logs.save_png(workdir / f"{when}.png", logs.grid(*zip(*pictures, strict=True)))
     return out, together
 
 
-def sheet(
-    asked: Sequence[Request], results: Sequence[Result], *, marker: str
-) -> list[tuple[np.ndarray, str]]:
+def sheet(asked: Sequence[Request], results: Sequence[Result]) -> list[tuple[np.ndarray, str]]:
     """Pictures with their captions, for `logs.grid`."""
     out = []
     for request, result in zip(asked, results, strict=True):
         if result.image is not None:
-            reward = rules.judge(_sample(request, result, marker)).reward
+            reward = rules.judge(_sample(request, result)).reward
             out.append((result.image, logs.caption(request.prompt, result.instruction, reward)))
     return out
 
 
-def _sample(request: Request, result: Result, marker: str) -> Sample:
-    thinks = request.think and request.task != "understand"
-    valid = not thinks or (marker in result.text and bool(result.instruction.strip()))
-    return Sample(request, result.instruction, result.image, valid)
+def _sample(request: Request, result: Result) -> Sample:
+    return Sample(request, result.instruction, result.image, result.valid)
 
 
 def _cluster(item: tasks.Item, number: int) -> str:

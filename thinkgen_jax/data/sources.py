@@ -4,7 +4,7 @@
 An example is a pure function of (seed, split, index), so any of them can be looked at again, and
 the position in a stream is one number.
 
-* A `Drawing` is what the supervised DiT stages read: pseudo-CoT words, picture, references.
+* A `Drawing` is what the supervised DiT stages read: words, picture, references.
 * A `Writing` is what the MLLM learns to write: prompt, response, pictures it looks at.
 * A `Request` is what reinforcement starts from; its `meta["item"]` is what the rewards check.
 """

@@ -206,14 +206,14 @@ def _after_round(before: Result, reading: Reading, image: np.ndarray | None) -> 
         instruction=before.instruction if image is None else reading.instruction,
         text=_lines(before.text, reading.text),
         warning=_line((before.warning, *reading.warnings)),
+        valid=before.valid if image is None else reading.valid,
     )
 
 
 def _result(image: np.ndarray, job: Job) -> Result:
     read = job.reading
-    return Result(
-        image, read.thought, read.instruction, read.text, _line((*read.warnings, *job.notes))
-    )
+    warning = _line((*read.warnings, *job.notes))
+    return Result(image, read.thought, read.instruction, read.text, warning, read.valid)
 
 
 def _noted(result: Result, notes: Sequence[str]) -> Result:

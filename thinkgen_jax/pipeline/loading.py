@@ -57,13 +57,14 @@ def _from_run(path: Path, dtype: str) -> tuple[System, dict[str, Tree]]:
     prepad = meta.get("config", {}).get("prepad")
     if prepad is not None:
         system = replace(system, dit=replace(system.dit, num_prepad=prepad))
-    trees = {}
-    for name, source in checkpoint.sources(path).items():
+    sources, trees = checkpoint.sources(path), {}
+    for name in putting.TREES:
+        source = sources.get(name, "assets")
         if source == "assets":
             trees[name] = _shipped(putting.ASSETS, system, name, dtype)
             continue
-        if source == "random":
-            raise ValueError(f"--checkpoint={path}: its {name} was random and never learned")
+        if not Path(source).is_dir():
+            raise ValueError(f"--checkpoint={path}: its {name} came from {source}, which is gone")
         shapes = putting.shapes(system, name)
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
         key = checkpoint.learned(source).get(name, f"{name}/params")

@@ -32,6 +32,7 @@ class Reading(NamedTuple):
       states: float32 [S, E], what conditions the DiT; S may be 0.
       text: the whole response, special tokens kept; "" without thinking.
       warnings: one line each.
+      valid: False where a response has no marker or nothing after it.
     """
 
     states: np.ndarray
@@ -39,6 +40,7 @@ class Reading(NamedTuple):
     instruction: str
     text: str
     warnings: tuple[str, ...] = ()
+    valid: bool = True
 
 
 class Written(NamedTuple):
@@ -81,7 +83,9 @@ def _think(
         for b, response in enumerate(written.responses):
             thought, instruction, _ = text.split(response)
             told = written.warnings[b] + warnings[b]
-            out.append(Reading(states[b], thought, instruction, text.decode(response), told))
+            # The last token has no state: at least one more must follow the marker.
+            valid = text.close_id in response[:-2]
+            out.append(Reading(states[b], thought, instruction, text.decode(response), told, valid))
     return out
 
 

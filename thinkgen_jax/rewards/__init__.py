@@ -57,6 +57,18 @@ def find(name: str) -> Reward:
     return Reward(found, float(floor), float(ceiling))
 
 
+def check(weights: Mapping[str, float]) -> None:
+    """Refuses what `score` could not use.
+
+    Raises:
+      ValueError: for no reward at all, or as `find`.
+    """
+    if not weights:
+        raise ValueError("rewards is empty: at least one reward is needed")
+    for name in weights:
+        find(name)
+
+
 def bounds(weights: Mapping[str, float]) -> tuple[float, float]:
     """Floor and ceiling of the weighted sum."""
     ends = [(w * find(n).floor, w * find(n).ceiling) for n, w in weights.items()]
@@ -84,8 +96,7 @@ def score(samples: Sequence[Sample], weights: Mapping[str, float]) -> np.ndarray
     Raises:
       ValueError: as `parts`, and for no reward at all.
     """
-    if not weights:
-        raise ValueError("rewards is empty: at least one reward is needed")
+    check(weights)
     found = parts(samples, weights)
     total = np.zeros(len(samples), np.float32)
     for name, weight in weights.items():

@@ -5,7 +5,7 @@ x_t = t · data + (1 - t) · noise, target u = data - noise, squared error summe
 elements of the global batch and divided by their number: large pictures weigh more, as in the
 release.
 
-* The MLLM is frozen; its states behind the empty thought are the condition.
+* The MLLM is frozen; its states behind an empty thought, or a written one, are the condition.
 * Before a connector exists (`text_embed` in the tree) a plain learned text embedding conditions.
 
 Source: OmniGen2 training code (loss, time sampling); stages: paper 4.
