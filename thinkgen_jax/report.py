@@ -246,9 +246,7 @@ def write(
         ("Config", table(("setting", "value"), settings) if settings else ""),
     ]
     path = folder / PAGE
-    temporary = path.with_suffix(
-        ".tmp"
-    )  # the page says that the run has ended: whole or not at all
+    temporary = path.with_suffix(".tmp")  # a page that is there says that the run has ended
     temporary.write_text(page(title, sections), encoding="utf-8")
     return temporary.replace(path)
 
