@@ -24,7 +24,7 @@ def token_plan(nano: bool) -> dict:
             a_drawn=common.stream(0.85, words, length=48),
             b_edited=common.stream(0.15, edits, pictures=1, length=112),
         ),
-        draw=common.draw(8 if nano else 20, text=2.0 if nano else 4.0),
+        draw=common.draw(6 if nano else 20, text=2.0 if nano else 4.0),
         rewards=dict(miniature_robust=1.0),
         token=dict(clip_low=0.2, clip_high=0.3, kl=1e-2, per_sequence=False, temperature=1.0),
     )
@@ -34,15 +34,15 @@ def path_plan(nano: bool) -> dict:
     """Stage 5; constants are Flow-GRPO's, with a window of stochastic steps at nano size."""
     drawn = dict(composition=0.7, text=0.3)
     return dict(
-        prompts=6 if nano else 48,
+        prompts=4 if nano else 48,
         group=8 if nano else 24,
         inner=1,
         streams=dict(a_drawn=common.stream(1.0, drawn, length=112)),
-        draw=common.draw(10 if nano else 20, text=2.0 if nano else 4.0),
+        draw=common.draw(8 if nano else 20, text=2.0 if nano else 4.0),
         rewards=dict(miniature_robust=1.0),
         path=dict(clip=1e-4, kl=0.04, advantage_limit=5.0, kernel="flow_sde"),
         noise=0.7,
-        window=(0, 5) if nano else (0, 0),
+        window=(0, 4) if nano else (0, 0),
         silent=0.5,
     )
 
@@ -50,9 +50,9 @@ def path_plan(nano: bool) -> dict:
 def optims(nano: bool) -> dict:
     """One optimizer per policy."""
     return dict(
-        mllm=common.optim(lr=1e-4 if nano else 1e-6, warmup_steps=2 if nano else 10, b2=0.999),
+        mllm=common.optim(lr=3e-4 if nano else 1e-6, warmup_steps=2 if nano else 10, b2=0.999),
         dit=common.optim(
-            lr=5e-5 if nano else 1e-5, warmup_steps=2 if nano else 10, b2=0.999, weight_decay=1e-4
+            lr=1e-4 if nano else 1e-5, warmup_steps=2 if nano else 10, b2=0.999, weight_decay=1e-4
         ),
     )
 
