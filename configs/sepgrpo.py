@@ -14,7 +14,7 @@ from configs import common
 
 def token_plan(nano: bool) -> dict:
     """Stage 4; constants without a size are EasyR1's, sizes of the released system are guesses."""
-    words = dict(composition=0.25, reasoning=0.75)
+    words = dict(composition=0.4, reasoning=0.6)
     edits = dict(reasoning_edit=1.0)
     return dict(
         prompts=8 if nano else 128,
@@ -50,7 +50,7 @@ def path_plan(nano: bool) -> dict:
 def optims(nano: bool) -> dict:
     """One optimizer per policy."""
     return dict(
-        mllm=common.optim(lr=3e-4 if nano else 1e-6, warmup_steps=2 if nano else 10, b2=0.999),
+        mllm=common.optim(lr=2e-4 if nano else 1e-6, warmup_steps=2 if nano else 10, b2=0.999),
         dit=common.optim(
             lr=1e-4 if nano else 1e-5, warmup_steps=2 if nano else 10, b2=0.999, weight_decay=1e-4
         ),
