@@ -336,6 +336,20 @@ def restore_subtree(
     return {name: _get(state, name.split("/")) for name in names}
 
 
+def restore_learned(path: str | Path, tree: str, abstract: Tree | None = None) -> Tree:
+    """Reads what others start from of one tree: its running average, or its parameters.
+
+    Args:
+      abstract: see `restore_subtree`.
+
+    Raises:
+      ValueError: as `restore_subtree`.
+    """
+    name = learned(path).get(tree, f"{tree}/params")
+    wanted = None if abstract is None else {name: abstract}
+    return restore_subtree(path, [name], wanted)[name]
+
+
 def ensure_space(path: str | Path, nbytes: int, *, flag: str = "--workdir") -> None:
     """Makes a folder and checks that it can be written and has room.
 

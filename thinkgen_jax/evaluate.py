@@ -95,9 +95,8 @@ def run() -> dict:
     }
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if PICTURES.value is not None and outcome.pictures:
-        logs.save_png(
-            Path(WORKDIR.value) / PICTURES.value, logs.grid(*zip(*outcome.pictures, strict=True))
-        )
+        sheet = logs.grid(*zip(*outcome.pictures, strict=True))
+        logs.save_png(Path(WORKDIR.value) / PICTURES.value, sheet)
     print(outcome.table())
     print(f"\n{out}")
     return found

@@ -128,8 +128,7 @@ def _from_run(config: ConfigDict, system: System, tree: str, source: str) -> Tre
             f"config.start.{tree}={source}: no such run; train it first, e.g. "
             f"python -m thinkgen_jax.train --config=configs/{path.name.split('-')[0]}.py"
         )
-    name = checkpoint.learned(path).get(tree, f"{tree}/params")
-    found = checkpoint.restore_subtree(path, [name])[name]
+    found = checkpoint.restore_learned(path, tree)
     found = {k: v for k, v in found.items() if k != flow_sft.EMBED}
     if tree == "dit" and config.reinit:
         return found

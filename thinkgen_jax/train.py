@@ -87,14 +87,13 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
         if saves.latest_step is not None:
             start, states = resume(saves, states, built)
             log.info("resumed at step %d of %d", start, config.steps)
-        scores = [recipe.evaluation(config, setup, states, workdir, "before")]
+        scores = {"before": recipe.evaluation(config, setup, states, workdir, "before")}
         states = loop(config, workdir, saves, setup, states, built, start)
         # Trees get what they learned one by one, so that each policy's effect stands alone.
         trees = recipe.trained_trees(config)
         for n, tree in enumerate(trees, start=1):
             when = f"after_{tree}"
-            found = recipe.evaluation(config, setup, states, workdir, when, start=trees[n:])
-            scores.append(found)
+            scores[when] = recipe.evaluation(config, setup, states, workdir, when, start=trees[n:])
     write_report(config, workdir, scores)
     log.info("report: %s", page)
     return workdir
@@ -241,20 +240,19 @@ def default_workdir(config: ConfigDict) -> Path:
     return Path("runs") / f"{config.name}-{config.arg.replace(',', '-')}"
 
 
-def write_report(config: ConfigDict, workdir: Path, scores: list[tuple[dict, dict]]) -> None:
+def write_report(config: ConfigDict, workdir: Path, scores: dict[str, tuple[dict, dict]]) -> None:
     """Writes report.md with curves and, for each tree that learned, a before/after table.
 
     Args:
-      scores: with clusters, at the start, then with one trained tree more each time; empty without
-        evaluation.
+      scores: by name, with clusters, at the start, then with one trained tree more each time; empty
+        without evaluation.
     """
     rows = logs.read_metrics(workdir)
     names = sorted({k for row in rows for k in row if k.split("/")[-1] in recipe.CURVES})
-    whens = ("before", *(f"after_{tree}" for tree in recipe.trained_trees(config)))
     tables = [
         (f"Held-out prompts: what the {tree} learned", report.before_after(before, after, clusters))
         for tree, ((before, clusters), (after, _)) in zip(
-            recipe.trained_trees(config), pairwise(scores), strict=True
+            recipe.trained_trees(config), pairwise(scores.values()), strict=True
         )
         if before
     ]
@@ -265,7 +263,7 @@ def write_report(config: ConfigDict, workdir: Path, scores: list[tuple[dict, dic
         rows=rows,
         names=names,
         tables=tables,
-        pictures=[(f"Pictures {w}", f"{w}.png") for w in whens if (workdir / f"{w}.png").exists()],
+        pictures=[(f"Pictures {w}", f"{w}.png") for w in scores if (workdir / f"{w}.png").exists()],
     )
 
 

@@ -67,6 +67,5 @@ def _from_run(path: Path, dtype: str) -> tuple[System, dict[str, Tree]]:
             raise ValueError(f"--checkpoint={path}: its {name} came from {source}, which is gone")
         shapes = putting.shapes(system, name)
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
-        key = checkpoint.learned(source).get(name, f"{name}/params")
-        trees[name] = checkpoint.restore_subtree(source, [key], {key: wanted})[key]
+        trees[name] = checkpoint.restore_learned(source, name, wanted)
     return system, trees
