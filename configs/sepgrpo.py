@@ -15,15 +15,15 @@ from configs import common
 def token_plan(nano: bool) -> dict:
     """Stage 4; constants without a size are EasyR1's, sizes of the released system are guesses."""
     words = dict(composition=0.4, reasoning=0.6)
-    edits = dict(reasoning_edit=1.0)
+    streams = dict(a_drawn=common.stream(0.85, words, length=48))
+    if not nano:  # the nano DiT edits too poorly to tell one thought from another
+        edits = dict(reasoning_edit=1.0)
+        streams.update(b_edited=common.stream(0.15, edits, pictures=1, length=112))
     return dict(
         prompts=8 if nano else 128,
         group=8,
         inner=1,
-        streams=dict(
-            a_drawn=common.stream(0.85, words, length=48),
-            b_edited=common.stream(0.15, edits, pictures=1, length=112),
-        ),
+        streams=streams,
         draw=common.draw(6 if nano else 20, text=2.0 if nano else 4.0),
         rewards=dict(miniature_robust=1.0),
         token=dict(clip_low=0.2, clip_high=0.3, kl=1e-2, per_sequence=False, temperature=1.0),
@@ -48,9 +48,12 @@ def path_plan(nano: bool) -> dict:
 
 
 def optims(nano: bool) -> dict:
-    """One optimizer per policy."""
+    """One optimizer per policy; the nano MLLM's rate falls over its 48 steps."""
+    falling = dict(schedule="cosine", total_steps=48) if nano else {}
     return dict(
-        mllm=common.optim(lr=2e-4 if nano else 1e-6, warmup_steps=2 if nano else 10, b2=0.999),
+        mllm=common.optim(
+            lr=2e-4 if nano else 1e-6, warmup_steps=2 if nano else 10, b2=0.999, **falling
+        ),
         dit=common.optim(
             lr=1e-4 if nano else 1e-5, warmup_steps=2 if nano else 10, b2=0.999, weight_decay=1e-4
         ),
@@ -61,8 +64,8 @@ def get_config(arg=None):
     """No argument trains the nano system; `:thinkgen` the released sizes; `:tiny` two steps."""
     config = common.base(arg, name="sepgrpo")
     nano = config.model == "nano"
-    config.steps = 60 if nano else 2000
-    config.phases = (("mllm_grpo", 12), ("dit_grpo", 8))
+    config.steps = 72 if nano else 2000
+    config.phases = (("mllm_grpo", 16), ("dit_grpo", 8))
     config.plans = dict(mllm_grpo=token_plan(nano), dit_grpo=path_plan(nano))
     config.optim = optims(nano)
     config.checkpoint.every = 10

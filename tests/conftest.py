@@ -30,8 +30,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 cache.enable()
 
 
+# Files whose few tests take minutes: begun last, they would keep one worker while the others idle.
+LONG = ("test_recipes.py", "test_main_job.py", "test_pipeline.py", "test_generate.py")
+
+
 def pytest_collection_modifyitems(items):
-    """Skips tests marked `device` where there is only a CPU."""
+    """Long files first; skips tests marked `device` where there is only a CPU."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     if jax.default_backend() == "cpu":
         for item in items:
             if item.get_closest_marker("device"):

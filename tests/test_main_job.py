@@ -27,10 +27,23 @@ def leaves(workdir, step=None):
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in found}
 
 
+def main_job(workdir):
+    """The command line of the main job in miniature, as a process."""
+    line = [sys.executable, "-m", "thinkgen_jax.train", "--config=configs/sepgrpo.py:tiny"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [*line, f"--workdir={workdir}"], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+    )
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """The main job in miniature: one step of each phase."""
-    return train.run(sepgrpo.get_config("tiny"), tmp_path_factory.mktemp("whole"))
+    workdir = tmp_path_factory.mktemp("whole")
+    process = main_job(workdir)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said[-2000:]
+    return workdir
 
 
 def test_phases_alternate_and_report(uninterrupted):
@@ -62,31 +75,18 @@ def test_the_other_tree_is_frozen(uninterrupted):
 
 def test_kill_and_resume_ends_with_the_same_bits(uninterrupted, tmp_path):
     workdir = tmp_path / "killed"
-    line = [sys.executable, "-m", "thinkgen_jax.train", "--config=configs/sepgrpo.py:tiny"]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(
-        [*line, f"--workdir={workdir}"], cwd=ROOT, env=env, stderr=subprocess.DEVNULL
-    )
+    process = main_job(workdir)
     deadline = time.monotonic() + 400
     while not (workdir / "checkpoints" / "1").is_dir():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = subprocess.run(
-        [*line, f"--workdir={workdir}"], cwd=ROOT, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    again = subprocess.run(
-        [*line, f"--workdir={workdir}"], cwd=ROOT, env=env, capture_output=True, text=True
-    )
-    assert again.returncode == 0 and "finished" in again.stderr
-    # Another process, so another number of simulated devices: compare with a run of its own kind.
-    whole = tmp_path / "whole"
-    subprocess.run(
-        [*line, f"--workdir={whole}"], cwd=ROOT, env=env, check=True, capture_output=True
-    )
-    a, b = leaves(workdir), leaves(whole)
+    process.communicate()
+    for last_word in ("report", "finished"):  # goes on; then has nothing left to do
+        again = main_job(workdir)
+        said = again.communicate()[1]
+        assert again.returncode == 0 and last_word in said, said[-2000:]
+    a, b = leaves(workdir), leaves(uninterrupted)
     assert a.keys() == b.keys()
     for key in a:
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)

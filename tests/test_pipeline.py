@@ -18,12 +18,12 @@ from thinkgen_jax.models import presets
 from thinkgen_jax.models.packing import pack_ragged
 from thinkgen_jax.pipeline import ThinkGen, pictures, words
 from thinkgen_jax.pipeline.settings import default
-from thinkgen_jax.sampling import flow
+from thinkgen_jax.sampling import dpm, flow
 from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.structs import Decoded, Request, TrainState
 
 ARRAYS, META = cases("pipeline_tiny")
-CASES = {n: c for n, c in META["cases"].items() if "dpm" not in n and "." not in n}
+CASES = {n: c for n, c in META["cases"].items() if "." not in n}
 CASES = {n: c for n, c in CASES.items() if f"{n}.image" in ARRAYS}
 RNG = np.random.default_rng(0)
 
@@ -63,6 +63,7 @@ def test_pictures_equal_official(name):
     rows, h, w, _ = noise.shape
     condition, away = (given(name, kind) for kind in ("prompt", "negative"))
     refs = [nhwc(ARRAYS[k][0]) for k in sorted(ARRAYS) if k.startswith(f"{name}.ref_latents.")]
+    grid = flow.times(len(ARRAYS[f"{name}.latents_steps"]), latent_pixels=h * w)
     pixels = pictures.draw(
         parts.dit,
         parts.vae,
@@ -72,8 +73,10 @@ def test_pictures_equal_official(name):
         condition,
         away,
         pack_ragged([[jnp.asarray(x) for x in refs]] * rows, patch=2, length=128) if refs else None,
-        flow.times(len(ARRAYS[f"{name}.latents_steps"]), latent_pixels=h * w),
+        grid,
+        dpm.weights(grid) if "dpm" in name else None,
         guidance=Guidance(**scales(CASES[name])),
+        how=None,
     )
     size = ARRAYS[f"{name}.image"].shape[-2:]
     resized = np.stack([images.resize_output(picture, size) for picture in np.asarray(pixels)])

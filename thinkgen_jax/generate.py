@@ -20,6 +20,7 @@ from absl import flags
 from thinkgen_jax import __version__, cache, cli
 from thinkgen_jax.data import images
 from thinkgen_jax.pipeline import Settings, ThinkGen, check, default
+from thinkgen_jax.pipeline.settings import REUSES, SOLVERS
 from thinkgen_jax.structs import Request, Result
 
 TASKS = ("draw", "reflect", "understand")
@@ -54,6 +55,18 @@ TEXT = flags.DEFINE_float(
 )
 PICTURE = flags.DEFINE_float(
     "image_guidance", None, "Image guidance scale; default the system's.", flag_values=FLAGS
+)
+START = flags.DEFINE_float(
+    "guidance_start", 0.0, "Share of the steps before which guidance rests.", flag_values=FLAGS
+)
+END = flags.DEFINE_float(
+    "guidance_end", 1.0, "Share of the steps behind which guidance rests.", flag_values=FLAGS
+)
+SOLVER = flags.DEFINE_enum(
+    "solver", "euler", SOLVERS, "dpm: DPM-Solver++ of order 2.", flag_values=FLAGS
+)
+REUSE = flags.DEFINE_enum(
+    "reuse", "none", tuple(REUSES), "Steps that skip the DiT's joint layers.", flag_values=FLAGS
 )
 NEGATIVE = flags.DEFINE_string(
     "negative", None, "Negative prompt; default the system's.", flag_values=FLAGS
@@ -95,6 +108,10 @@ def run() -> list[Result]:
         steps=STEPS.value,
         text_guidance=TEXT.value,
         image_guidance=PICTURE.value,
+        start=START.value,
+        end=END.value,
+        solver=SOLVER.value,
+        reuse=REUSE.value,
         negative=NEGATIVE.value,
         temperature=TEMPERATURE.value,
         rounds=ROUNDS.value,

@@ -28,11 +28,16 @@ def abstract(cfg):
     return jax.eval_shape(init, jax.random.key(0))["params"]
 
 
-@pytest.fixture(scope="module")
-def params():
+def official():
+    """The fixture's parameters."""
     tensors = load_file(golden_dir() / "dit_tiny.weights.safetensors")
     tensors.pop("prepad_mask")
     return jax.tree.map(jnp.asarray, to_jax(tensors, table.rules(CFG), abstract(CFG)))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return official()
 
 
 def hwc(x):

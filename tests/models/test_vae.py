@@ -26,10 +26,15 @@ def abstract(cfg, side=16):
     return jax.eval_shape(Vae(cfg).init, jax.random.key(0), pixels)["params"]
 
 
-@pytest.fixture(scope="module")
-def params():
+def official():
+    """The fixture's parameters."""
     tensors = load_file(golden_dir() / "vae_tiny.weights.safetensors")
     return jax.tree.map(jnp.asarray, to_jax(tensors, table.rules(CFG), abstract(CFG)))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return official()
 
 
 def nhwc(key):

@@ -5,15 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from tests.golden import assert_golden, cases, golden_dir
-from tests.models.test_dit import CFG, abstract, hwc
-from thinkgen_jax.hf import dit as table
-from thinkgen_jax.hf.rules import to_jax
+from tests.golden import assert_golden, cases
+from tests.models.test_dit import CFG, hwc, official
 from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.models.packing import pack, pack_ragged, unpack
-from thinkgen_jax.sampling import flow
+from thinkgen_jax.sampling import dpm, flow
 from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.structs import Condition
 
@@ -58,18 +55,15 @@ def test_training_times_follow_the_shifted_logistic_normal():
 
 @pytest.fixture(scope="module")
 def params():
-    tensors = load_file(golden_dir() / "dit_tiny.weights.safetensors")
-    tensors.pop("prepad_mask")
-    return jax.tree.map(jnp.asarray, to_jax(tensors, table.rules(CFG), abstract(CFG)))
+    return official()
 
 
-EULER_RUNS = [n for n, c in PIPELINE_META["cases"].items() if f"{n}.latents_steps" in PIPELINE]
-EULER_RUNS = [n for n in EULER_RUNS if "dpm" not in n]
+RUNS = [n for n in PIPELINE_META["cases"] if f"{n}.latents_steps" in PIPELINE]
 
 
-@pytest.mark.parametrize("name", EULER_RUNS)
+@pytest.mark.parametrize("name", RUNS)
 def test_guided_runs_equal_official(params, name):
-    """Latents after every step, from the fixture's own embeddings."""
+    """Latents after every step, from the fixture's own embeddings, by the solver it names."""
     a, case = PIPELINE, PIPELINE_META["cases"][name]
     noise = jnp.stack([hwc(x) for x in a[f"{name}.latents"]])
     rows, h, w, _ = noise.shape
@@ -81,7 +75,7 @@ def test_guided_runs_equal_official(params, name):
     refs = [hwc(a[k][0]) for k in sorted(a) if k.startswith(f"{name}.ref_latents.")]
     references = pack_ragged([refs] * rows, patch=2) if refs else None
     guidance = Guidance(**_scales(case))
-    steps = len(a[f"{name}.latents_steps"])
+    grid = flow.times(len(a[f"{name}.latents_steps"]), latent_pixels=h * w)
     out = flow.sample(
         Dit(CFG),
         params,
@@ -89,11 +83,14 @@ def test_guided_runs_equal_official(params, name):
         condition("prompt"),
         condition("negative"),
         references,
-        jnp.asarray(flow.times(steps, latent_pixels=h * w)),
+        jnp.asarray(grid),
+        jnp.asarray(dpm.weights(grid)) if "dpm" in name else None,
         guidance=guidance,
         keep_steps=True,
     )
-    got = np.stack([np.moveaxis(np.asarray(unpack(x, patch=2, h=h, w=w)), -1, 1) for x in out])
+    got = np.stack(
+        [np.moveaxis(np.asarray(unpack(x, patch=2, h=h, w=w)), -1, 1) for x in out.latents]
+    )
     assert_golden("pipeline_tiny", f"{name}.latents_steps", got)
 
 

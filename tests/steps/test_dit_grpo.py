@@ -125,7 +125,7 @@ def test_noise_zero_rollout_is_euler():
     model, params = small.dit()
     args = (model, params, small.target(), small.condition(), None, None, GRID)
     path = sde.rollout(*args, jnp.zeros(4), jax.random.key(0))
-    euler = flow.sample(*args, keep_steps=True)
+    euler = flow.sample(*args, keep_steps=True).latents
     np.testing.assert_allclose(path[1:], euler, rtol=0, atol=1e-5)
 
 

@@ -8,12 +8,15 @@ noise and t = 1 is data, opposite to FLUX and SD3.
   reference refiner; then one sequence [text | references | target] passes the joint layers.
 * Time modulates by scale and tanh gate, without shifts. Every block norms before and after.
 * Pictures come as `Packed` tokens, so a batch may mix sizes and numbers of references.
-* `context` needs neither time nor latents: samplers compute it once.
+* `context` needs neither time nor latents: samplers compute it once. What follows comes in three
+  parts, for samplers that do not pass the joint layers at every step: `enter`, `pass_layers`,
+  `leave`.
 
 Source: ThinkGen@7388ad5 (transformer); OmniGen2 for everything but connector width and prepadding.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -219,6 +222,33 @@ class Head(nn.Module):
         return Linear((self.cfg.token_dim,), init=zeros, name="linear_2")(y)
 
 
+class Joint(NamedTuple):
+    """What enters the joint layers: [text | references | target].
+
+    Attributes:
+      segments: 1 for valid tokens, 0 for padding.
+      rotation: cos and sin of every token.
+      temb: embedding of the time.
+    """
+
+    states: Float[Array, "B T W"]
+    segments: Int[Array, "B T"]
+    rotation: Float[Array, "B T X 2"]
+    temb: Float[Array, "B Z"]
+
+
+def _joined(parts, temb) -> Joint:
+    """One sequence of (states, segments, rotation) parts."""
+    rows = parts[-1][0].shape[0]
+    rotations = [jnp.broadcast_to(p[2], (rows, *p[2].shape[1:])) for p in parts]
+    return Joint(
+        jnp.concatenate([p[0] for p in parts], axis=1),
+        jnp.concatenate([(p[1] > 0).astype(jnp.int32) for p in parts], axis=1),
+        jnp.concatenate(rotations, axis=1),
+        temb,
+    )
+
+
 class Dit(nn.Module):
     """The whole network: `context` once a sample, `denoise` every step; `__call__` does both."""
 
@@ -287,6 +317,17 @@ class Dit(nn.Module):
         references: Packed | None = None,
     ) -> Float[Array, "B T C"]:
         """Predicts the velocity under an already refined context of width W."""
+        joint = self.enter(target, t, context, references)
+        return self.leave(self.pass_layers(joint)[:, -target.tokens.shape[1] :], joint.temb)
+
+    def enter(
+        self,
+        target: Packed,
+        t: Float[Array, "B"],
+        context: Condition,
+        references: Packed | None = None,
+    ) -> Joint:
+        """Embeds and refines the pictures; the joint sequence [text | references | target]."""
         cfg = self.cfg
         temb = self.timestep_embedder(t)
         shift = jnp.sum(context.segments > 0, axis=1)
@@ -303,8 +344,18 @@ class Dit(nn.Module):
         rotation = self._rotations(dit_rope.picture_positions(target.positions, shifts))
         x, _ = self.noise_refiner(x, target.segments, rotation, temb)
         parts.append((x, target.segments, rotation))
-        y = self._joint(parts, temb)[:, -x.shape[1] :]
-        return self.norm_out(y, temb)
+        return _joined(parts, temb)
+
+    def pass_layers(self, joint: Joint) -> Float[Array, "B T W"]:
+        """The joint layers."""
+        states = shard(joint.states, "batch", "seq", "width")
+        return self.layers(states, joint.segments, joint.rotation, joint.temb)[0]
+
+    def leave(
+        self, states: Float[Array, "B T W"], temb: Float[Array, "B Z"]
+    ) -> Float[Array, "B T C"]:
+        """Velocities of the target's states behind the joint layers."""
+        return self.norm_out(states, temb)
 
     def _refine_references(self, references: Packed, shift, sizes, temb):
         """Refines each reference alone; returns (states, segments, rotation)."""
@@ -317,17 +368,6 @@ class Dit(nn.Module):
         x = x + self.image_index_embedding[number].astype(x.dtype)
         x, _ = self.ref_image_refiner(x, references.segments, rotation, temb)
         return x, references.segments, rotation
-
-    def _joint(self, parts, temb) -> Float[Array, "B T W"]:
-        rows = parts[-1][0].shape[0]
-        states = jnp.concatenate([p[0] for p in parts], axis=1)
-        segments = jnp.concatenate([(p[1] > 0).astype(jnp.int32) for p in parts], axis=1)
-        rotation = jnp.concatenate(
-            [jnp.broadcast_to(p[2], (rows, *p[2].shape[1:])) for p in parts], axis=1
-        )
-        states = shard(states, "batch", "seq", "width")
-        states, _ = self.layers(states, segments, rotation, temb)
-        return states
 
     def _rotations(self, positions: Int[Array, "b T 3"]) -> Float[Array, "b T X 2"]:
         cfg = self.cfg

@@ -21,10 +21,18 @@ from thinkgen_jax.models.presets import System
 from thinkgen_jax.models.vae import Vae
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.pipeline import words
-from thinkgen_jax.pipeline.settings import Settings, bucket, chunks, condition_room, filled
+from thinkgen_jax.pipeline.settings import (
+    REUSES,
+    Settings,
+    bucket,
+    chunks,
+    condition_room,
+    filled,
+)
 from thinkgen_jax.pipeline.words import Reading
-from thinkgen_jax.sampling import flow
+from thinkgen_jax.sampling import dpm, flow
 from thinkgen_jax.sampling.flow import Guidance
+from thinkgen_jax.sampling.reuse import Reuse
 from thinkgen_jax.structs import Condition, Packed, Params, Request, Tree
 
 LEAST_WORDS = 32  # shortest padded condition: the DiT pays for every token at every step
@@ -123,6 +131,7 @@ def _paint_batch(
     if guidance.text > 1:
         away = words.negative(parts, params.mllm, settings.negative)
         away = stack_states([away] * len(jobs), most=condition_room(system))
+    grid = flow.times(settings.steps, latent_pixels=h * w, shift=system.shift)
     pixels = draw(
         parts.dit,
         parts.vae,
@@ -132,13 +141,15 @@ def _paint_batch(
         stack_states([job.reading.states for job in jobs], most=condition_room(system)),
         away,
         references,
-        flow.times(settings.steps, latent_pixels=h * w, shift=system.shift),
+        grid,
+        dpm.weights(grid) if settings.solver == "dpm" else None,
         guidance=guidance,
+        how=REUSES[settings.reuse],
     )
     return np.asarray(pixels)
 
 
-@partial(jax.jit, static_argnames=("dit", "vae", "guidance"))
+@partial(jax.jit, static_argnames=("dit", "vae", "guidance", "how"))
 def draw(
     dit: Dit,
     vae: Vae,
@@ -149,19 +160,31 @@ def draw(
     away: Condition | None,
     references: Packed | None,
     grid: Float[Array, "J1"],
+    weights: Float[Array, "J 3"] | None,
     *,
     guidance: Guidance,
+    how: Reuse | None,
 ) -> Float[Array, "B y x 3"]:
     """From noise to pixels, about [-1, 1], in one program.
 
     Args:
       condition: what to draw; `away` what guidance points away from, needed for text > 1.
       grid: times from 0 (noise) to 1 (data), see `flow.times`.
+      weights, how: other steps than plain Euler ones, see `flow.sample`.
     """
     patch, (h, w) = dit.cfg.patch_size, noise.shape[1:3]
     target = pack(noise, patch=patch)
     tokens = flow.sample(
-        dit, dit_params, target, condition, away, references, grid, guidance=guidance
+        dit,
+        dit_params,
+        target,
+        condition,
+        away,
+        references,
+        grid,
+        weights,
+        guidance=guidance,
+        how=how,
     )
     latents = unpack(tokens, patch=patch, h=h, w=w)
     return vae.apply({"params": vae_params}, latents, method="decode")

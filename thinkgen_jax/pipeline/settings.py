@@ -8,9 +8,12 @@ import numpy as np
 
 from thinkgen_jax.data import images
 from thinkgen_jax.models.presets import System
+from thinkgen_jax.sampling.reuse import TaylorSeer, TeaCache
 from thinkgen_jax.structs import Request
 
 TASKS = ("draw", "reflect", "understand")
+SOLVERS = ("euler", "dpm")
+REUSES = {"none": None, "teacache": TeaCache(), "taylorseer": TaylorSeer()}
 LEAST = 64  # shortest padded length in tokens; longer ones are this times a power of two
 SEEDS = 2**32
 MOST = 1000.0  # no guidance scale or temperature beyond means anything
@@ -24,6 +27,8 @@ class Settings:
       steps: denoising steps, at least 1.
       text_guidance, image_guidance: scales, 1 for none; the second acts with references only.
       start, end: share of the steps inside which guidance acts.
+      solver: "euler", or "dpm" for DPM-Solver++ of order 2.
+      reuse: "none"; "teacache" or "taylorseer" let steps do without the joint layers.
       negative: what guidance points away from; "" points away from the bare template.
       temperature, top_p, top_k: how thoughts and answers are drawn; temperature 0 is greedy.
       rounds: most repairs of a reflection.
@@ -36,6 +41,8 @@ class Settings:
     negative: str
     start: float = 0.0
     end: float = 1.0
+    solver: str = "euler"
+    reuse: str = "none"
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -63,6 +70,9 @@ def default(system: System, **changes: object) -> Settings:
     for name in ("text_guidance", "image_guidance", "temperature"):
         if not 0 <= getattr(made, name) <= MOST:
             raise ValueError(f"--{name}={getattr(made, name)}, must lie in [0, {MOST:g}]")
+    for name, known in (("solver", SOLVERS), ("reuse", REUSES)):
+        if getattr(made, name) not in known:
+            raise ValueError(f"--{name}={getattr(made, name)} is not one of {', '.join(known)}")
     if not 0 <= made.start <= made.end <= 1:
         raise ValueError(f"guidance from {made.start} to {made.end}: must rise inside [0, 1]")
     return made

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow sampler: time grid with its shift, text and image guidance, Euler steps.
+"""The flow sampler: time grid with its shift, text and image guidance, Euler or DPM-Solver++ steps.
 
 * t runs from 0 (noise) to 1 (data); x <- x + (t' - t) · u, in float32.
 * The released shift is m = sqrt(latent height · width) / 40, t = s / (m - m s + s): more steps near
@@ -12,13 +12,16 @@ Source: OmniGen2 scheduler; ThinkGen@7388ad5 pipelines (guidance rule, cfg_range
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from thinkgen_jax.models.dit import Dit
+from thinkgen_jax.sampling import reuse
+from thinkgen_jax.sampling.reuse import Reuse
 from thinkgen_jax.structs import Condition, Packed, Tree
 
 SHIFT_DIVISOR = 40.0
@@ -110,7 +113,22 @@ def branches(
     *,
     with_references: tuple[bool, ...],
 ) -> list[Float[Array, "B T C"]]:
-    """Velocities of one x under several contexts, from one batched call of the DiT.
+    """Velocities of one x under several contexts, from one batched call of the DiT; see `tiled`."""
+    inputs = tiled(x, t, target, contexts, references, with_references=with_references)
+    u = dit.apply({"params": params}, *inputs, method=Dit.denoise)
+    return jnp.split(u.astype(jnp.float32), len(with_references))
+
+
+def tiled(
+    x: Float[Array, "B T C"],
+    t: Float[Array, ""],
+    target: Packed,
+    contexts: Condition,
+    references: Packed | None,
+    *,
+    with_references: tuple[bool, ...],
+) -> tuple[Packed, Float[Array, "nB"], Condition, Packed | None]:
+    """Inputs of the DiT for n branches of one x.
 
     Args:
       contexts: refined contexts [n · B, S, W], one block of B rows for each branch.
@@ -126,9 +144,7 @@ def branches(
     if references is not None:
         seen = [references.segments * int(flag) for flag in with_references]
         refs = Packed(tile(references.tokens), tile(references.positions), jnp.concatenate(seen))
-    time = jnp.full((count * rows,), t, jnp.float32)
-    u = dit.apply({"params": params}, batch, time, contexts, refs, method=Dit.denoise)
-    return jnp.split(u.astype(jnp.float32), count)
+    return batch, jnp.full((count * rows,), t, jnp.float32), contexts, refs
 
 
 def combine(parts: list[Float[Array, "B T C"]], guidance: Guidance) -> Float[Array, "B T C"]:
@@ -162,7 +178,20 @@ def conditions_for(
     return [condition] + [negative] * (passes - 1)
 
 
-@partial(jax.jit, static_argnames=("dit", "guidance", "keep_steps"))
+class Path(NamedTuple):
+    """A whole run, for looking at it.
+
+    Attributes:
+      latents: tokens after every step.
+      ran: for every step and guided branch of a row whether the joint layers ran; one entry per
+        run of steps with the same number of branches, [steps, branches, B].
+    """
+
+    latents: Float[Array, "J B T C"]
+    ran: list[Bool[Array, "J n B"]]
+
+
+@partial(jax.jit, static_argnames=("dit", "guidance", "how", "keep_steps"))
 def sample(
     dit: Dit,
     params: Tree,
@@ -171,36 +200,55 @@ def sample(
     negative: Condition | None,
     references: Packed | None,
     grid: Float[Array, "J1"],
+    weights: Float[Array, "J 3"] | None = None,
     *,
     guidance: Guidance = NO_GUIDANCE,
+    how: Reuse | None = None,
     keep_steps: bool = False,
-) -> Float[Array, "..."]:
-    """Integrates from noise to data with Euler steps.
+) -> Float[Array, "B T C"] | Path:
+    """Integrates from noise to data.
 
     Args:
       target: `tokens` hold the initial noise; positions and segments the picture's shape.
       condition: what to draw; `negative` what guidance points away from, needed when text > 1.
       grid: times from 0 to 1, see `times`.
-      keep_steps: return the latents after every step, [J, B, T, C], instead of the last.
+      weights: of DPM-Solver++, see `dpm.weights`; None takes Euler steps.
+      how: lets steps do without the joint layers; None runs them at every step.
+      keep_steps: return the whole `Path` instead of the last latents.
 
     Returns:
-      Latent tokens float32 [B, T, C].
+      Latent tokens float32.
     """
     steps = grid.shape[0] - 1
     x = target.tokens.astype(jnp.float32)
-    kept = []
+    state, kept, ran = (x, jnp.zeros_like(x)), [], []
     for begin, end, passes in phases_of(guidance, steps, references is not None):
         contexts = stack_contexts(dit, params, conditions_for(passes, condition, negative))
+        seen = SEES_REFERENCES[passes]
 
-        def step(x, span, contexts=contexts, seen=SEES_REFERENCES[passes]):
-            t, after = span
-            parts = branches(dit, params, x, t, target, contexts, references, with_references=seen)
-            x = x + (after - t) * combine(parts, guidance)
-            return x, x if keep_steps else None
+        def step(carry, span, contexts=contexts, seen=seen):
+            (x, before), memory = carry
+            t, after, mix, turn = span
+            inputs = tiled(x, t, target, contexts, references, with_references=seen)
+            u, memory, done = reuse.velocity(dit, params, how, memory, turn, *inputs)
+            u = combine(jnp.split(u.astype(jnp.float32), len(seen)), guidance)
+            data = x + (1 - t) * u
+            x = x + (after - t) * u if mix is None else mix[0] * x + mix[1] * data + mix[2] * before
+            return ((x, data), memory), (x, done) if keep_steps else None
 
-        x, path = jax.lax.scan(step, x, (grid[begin:end], grid[begin + 1 : end + 1]))
-        kept.append(path)
-    return jnp.concatenate(kept) if keep_steps else x
+        span = (grid[begin:end], grid[begin + 1 : end + 1], None, None)
+        if weights is not None:
+            span = (*span[:2], weights[begin:end], None)
+        memory = None
+        if how is not None:
+            span = (*span[:3], reuse.turns(how, begin, end, steps))
+            inputs = tiled(x, grid[0], target, contexts, references, with_references=seen)
+            memory = reuse.empty(how, dit, *inputs)
+        (state, _), path = jax.lax.scan(step, (state, memory), span)
+        if keep_steps:
+            kept.append(path[0])
+            ran.append(path[1].reshape(end - begin, passes, -1))
+    return Path(jnp.concatenate(kept), ran) if keep_steps else state[0]
 
 
 def phases_of(guidance: Guidance, steps: int, references: bool) -> list[tuple[int, int, int]]:
