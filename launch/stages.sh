@@ -1,30 +1,29 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Measures the stages of the nano system and prints one table: the runs of launch/nano.sh, then
-# reinforcement from the shipped weights with three seeds, MLLM alone and both policies in turn. Goes
-# on where it was stopped.
+# Measures the stages of the nano system and prints one table: the runs of launch/nano.sh, then the
+# main job from the shipped weights with three seeds. Stage 4 is its MLLM before the DiT of stage 3,
+# stage 5 both of its trees. Goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=runs/stages
 mkdir -p "$out"
 
-measure() { # measure FILE RUN COUNT
-  [ -s "$out/$1.json" ] || python -m thinkgen_jax.evaluate --checkpoint="$2" --count="$3" \
-    --scenarios=composition,reasoning,text,edit,reasoning_edit --out="$out/$1.json"
+measure() { # measure FILE RUN [FLAGS...]
+  [ -s "$out/$1.json" ] || python -m thinkgen_jax.evaluate --checkpoint="$2" --count=128 \
+    --scenarios=composition,reasoning,text,edit --out="$out/$1.json" "${@:3}"
 }
 
 files=()
 for stage in align pretrain finetune; do
-  measure "$stage" "runs/$stage-nano" 128
+  measure "$stage" "runs/$stage-nano"
   files+=("$out/$stage.json")
 done
-for stage in mllm_grpo sepgrpo; do
-  for seed in 0 1 2; do
-    python -m thinkgen_jax.train --config="configs/$stage.py" --seed="$seed" \
-      --workdir="runs/$stage-nano-$seed"
-    measure "$stage.$seed" "runs/$stage-nano-$seed" 256
-    files+=("$out/$stage.$seed.json")
-  done
+for seed in 0 1 2; do
+  python -m thinkgen_jax.train --config=configs/sepgrpo.py --seed="$seed" \
+    --workdir="runs/sepgrpo-nano-$seed"
+  measure "mllm_grpo.$seed" "runs/sepgrpo-nano-$seed" --start=dit
+  measure "dit_grpo.$seed" "runs/sepgrpo-nano-$seed"
 done
+files+=("$out"/mllm_grpo.?.json "$out"/dit_grpo.?.json)
 python -m launch.stages "${files[@]}"

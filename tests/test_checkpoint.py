@@ -111,6 +111,7 @@ def test_what_did_not_learn_is_where_it_came_from(tmp_path):
         state = {"dit": make_state(1)["dit"]}
         ckpt.save(1, state, data={}, meta={"start": start})
     assert checkpoint.sources(tmp_path) == {"vae": start["vae"], "dit": str(tmp_path)}
+    assert checkpoint.sources(tmp_path, start=["dit"]) == {"vae": start["vae"], "dit": "assets"}
 
 
 def test_the_last_two_and_the_best_stay(tmp_path):

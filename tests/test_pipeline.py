@@ -413,12 +413,14 @@ def test_a_run_is_read_with_what_it_lacks_from_the_assets(monkeypatch, tmp_path)
     monkeypatch.setitem(presets.PRESETS, "toy", parts.system)
     double = jax.tree.map(lambda x: 2 * x, params.dit)
     state = {"dit": TrainState(jnp.zeros((), jnp.int32), params.dit, {}, double)}
-    meta = {"preset": "toy", "config": {"prepad": None}}
+    meta = {"preset": "toy", "config": {"prepad": None}, "start": {"dit": "assets"}}
     with checkpoint.Checkpoints(tmp_path / "run") as saves:
         saves.save(1, state, data={}, meta=meta)
     model = ThinkGen.from_pretrained(tmp_path / "run")
     assert model.parts.system == parts.system
     jax.tree.map(np.testing.assert_array_equal, model.params, params._replace(dit=double))
+    begun = ThinkGen.from_pretrained(tmp_path / "run", start=["dit"])
+    jax.tree.map(np.testing.assert_array_equal, begun.params, params)
     with checkpoint.Checkpoints(tmp_path / "less") as saves:
         saves.save(1, state, data={}, meta={**meta, "config": {"prepad": 2}})
     with pytest.raises(ValueError, match="prepad_embed"):
@@ -437,3 +439,7 @@ def test_foreign_folders_are_refused(tmp_path):
         ThinkGen.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no such directory"):
         ThinkGen.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="--start=dit needs the --checkpoint of a run"):
+        ThinkGen.from_pretrained(start=["dit"])
+    with pytest.raises(ValueError, match="'brain'"):
+        ThinkGen.from_pretrained(start=["brain"])

@@ -282,8 +282,11 @@ def learned(path: str | Path) -> dict[str, str]:
     return {tree: f"{tree}/{kind}" for kind in kinds for tree, k in sorted(held) if k == kind}
 
 
-def sources(path: str | Path) -> dict[str, str]:
+def sources(path: str | Path, *, start: Sequence[str] = ()) -> dict[str, str]:
     """Where the trees of a run's system are: in the run itself, or where it took them from.
+
+    Args:
+      start: trees wanted as they were at the start of the run.
 
     Returns:
       Tree to folder, or to "assets"; trees that were random and never learned are left out.
@@ -291,9 +294,10 @@ def sources(path: str | Path) -> dict[str, str]:
     Raises:
       ValueError: missing, foreign or damaged.
     """
-    start = read_meta(find(path)).get("start", {})
-    known = {tree: source for tree, source in start.items() if source != "random"}
-    return {**known, **{tree: str(Path(path).absolute()) for tree in learned(path)}}
+    taken = read_meta(find(path)).get("start", {})
+    known = {tree: source for tree, source in taken.items() if source != "random"}
+    own = {tree: str(Path(path).absolute()) for tree in learned(path) if tree not in start}
+    return {**known, **own}
 
 
 def restore_subtree(

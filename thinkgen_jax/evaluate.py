@@ -23,6 +23,9 @@ BENCHMARK = flags.DEFINE_enum(
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Run or folder; default the shipped weights.", flag_values=FLAGS
 )
+START = flags.DEFINE_list(
+    "start", [], "Trees taken as they were at the start of the run.", flag_values=FLAGS
+)
 COUNT = flags.DEFINE_integer("count", 64, "Exercises per scenario.", flag_values=FLAGS)
 THINKS = flags.DEFINE_enum(
     "think", "both", sorted(THINK), "With a thought, without, or both.", flag_values=FLAGS
@@ -62,7 +65,7 @@ def run() -> dict:
     out = Path(WORKDIR.value) / OUT.value
     _writable(out)
     cache.enable()
-    model = ThinkGen.from_pretrained(CHECKPOINT.value)
+    model = ThinkGen.from_pretrained(CHECKPOINT.value, start=START.value)
     settings = default(
         model.parts.system,
         steps=STEPS.value,
@@ -85,6 +88,7 @@ def run() -> dict:
         "benchmark": BENCHMARK.value,
         **bench.ABOUT[BENCHMARK.value],
         "checkpoint": CHECKPOINT.value or "shipped",
+        "start": START.value,
         "preset": model.parts.system.name,
         "seed": SEED.value,
         "settings": vars(settings),

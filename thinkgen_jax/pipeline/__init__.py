@@ -52,10 +52,14 @@ class ThinkGen:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path | None = None, *, dtype: str = "float32"
+        cls,
+        path: str | Path | None = None,
+        *,
+        dtype: str = "float32",
+        start: Sequence[str] = (),
     ) -> "ThinkGen":
         """Loads the shipped weights, a folder like them, or a run; see `loading.load`."""
-        return cls(*loading.load(path, dtype=dtype))
+        return cls(*loading.load(path, dtype=dtype, start=start))
 
     def generate_image(
         self,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a system comes from: the shipped weights, a folder like them, or a training run."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from thinkgen_jax.parts import Parts
 from thinkgen_jax.structs import Params, Tree
 
 
-def load(path: str | Path | None = None, *, dtype: str = "float32") -> tuple[Parts, Params]:
+def load(
+    path: str | Path | None = None, *, dtype: str = "float32", start: Sequence[str] = ()
+) -> tuple[Parts, Params]:
     """Builds a system and reads its parameters.
 
     Args:
@@ -23,21 +26,29 @@ def load(path: str | Path | None = None, *, dtype: str = "float32") -> tuple[Par
         folder or one commit. A run's running averages win over its parameters, and trees that did
         not learn come from where the run took them.
       dtype: of the parameters.
+      start: trees taken as they were at the start of the run, so that what another tree learned
+        shows alone.
 
     Raises:
-      ValueError: when it is missing, damaged, foreign, or of other dimensions.
+      ValueError: when it is missing, damaged, foreign, or of other dimensions; for a tree of
+        `start` that does not exist, or a folder that is no run.
     """
+    unknown = sorted(set(start) - set(putting.TREES))
+    if unknown:
+        raise ValueError(f"--start: {unknown} are none of {putting.TREES}")
     folder = Path(putting.ASSETS if path is None else path)
     if path is None and not assets.is_assets(folder):
         raise ValueError("this copy has no shipped weights; name a folder or run: --checkpoint=...")
     if (folder / "model_index.json").is_file():
         raise ValueError(f"--checkpoint={folder}: released pipelines must be converted first")
     if assets.is_assets(folder):
+        if start:
+            raise ValueError(f"--start={','.join(start)} needs the --checkpoint of a run")
         system = assets.load_system(folder)
         text = assets.load_text(folder, system)
         trees = {name: _shipped(folder, system, name, dtype) for name in putting.TREES}
     else:
-        system, trees = _from_run(folder, dtype)
+        system, trees = _from_run(folder, dtype, start)
         text = assets.load_text(putting.ASSETS, system)
     placed = {name: jax.tree.map(jnp.asarray, tree) for name, tree in trees.items()}
     return putting.build(system, text), Params(**placed)
@@ -48,7 +59,7 @@ def _shipped(folder: Path, system: System, name: str, dtype: str) -> Tree:
     return assets.load_tree(folder, system, name, shapes=shapes, dtype=dtype)
 
 
-def _from_run(path: Path, dtype: str) -> tuple[System, dict[str, Tree]]:
+def _from_run(path: Path, dtype: str, start: Sequence[str]) -> tuple[System, dict[str, Tree]]:
     """A run's trees, and those it was trained with."""
     from thinkgen_jax import checkpoint  # slow to import, and rarely needed
 
@@ -57,7 +68,7 @@ def _from_run(path: Path, dtype: str) -> tuple[System, dict[str, Tree]]:
     prepad = meta.get("config", {}).get("prepad")
     if prepad is not None:
         system = replace(system, dit=replace(system.dit, num_prepad=prepad))
-    sources, trees = checkpoint.sources(path), {}
+    sources, trees = checkpoint.sources(path, start=start), {}
     for name in putting.TREES:
         source = sources.get(name, "assets")
         if source == "assets":
