@@ -8,7 +8,7 @@ def get_config(arg=None):
     """No argument trains the nano system; `:thinkgen` the released sizes; `:tiny` two steps."""
     config = common.base(arg, name="mllm_grpo")
     nano = config.model == "nano"
-    config.steps = 48 if nano else 1000
+    config.steps = 42 if nano else 1000
     config.phases = (("mllm_grpo", 1),)
     config.plans = dict(mllm_grpo=sepgrpo.token_plan(nano))
     config.optim = dict(mllm=sepgrpo.optims(nano)["mllm"])

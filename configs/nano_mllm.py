@@ -7,13 +7,14 @@ of its reasoning thoughts come to a wrong conclusion, so that reinforcement has 
 
 from configs import common
 
-SEEN = dict(edit=0.3, reasoning_edit=0.25, reflection=0.2, understand=0.25)
+SEEN = dict(edit=0.25, reasoning_edit=0.3, reflection=0.3, understand=0.15)
+SIGNS = dict(text=0.75, arrangement=0.25)  # copying letters and places
 
 
 def get_config(arg=None):
     """No argument trains the nano MLLM; `:tiny` takes two steps."""
     config = common.base(arg, name="nano_mllm", presets=common.SMALL)
-    config.steps = 2600
+    config.steps = 4200
     config.phases = (("text_sft", 1),)
     config.start.mllm = "random"
     words = dict(composition=0.4, reasoning=0.6)
@@ -21,12 +22,12 @@ def get_config(arg=None):
         text_sft=dict(
             batch=16,
             streams=dict(
-                a_words=common.stream(0.62, words, length=112),
-                b_signs=common.stream(0.1, dict(text=1.0), length=176),
-                c_one=common.stream(0.25, SEEN, pictures=1, length=208),
-                d_three=common.stream(0.03, dict(in_context=1.0), pictures=3, length=336),
+                a_words=common.stream(0.36, words, length=112),
+                b_signs=common.stream(0.26, SIGNS, length=176),
+                c_one=common.stream(0.32, SEEN, pictures=1, length=208),
+                d_three=common.stream(0.06, dict(in_context=1.0), pictures=3, length=336),
             ),
-            wrong=dict(reasoning=0.4),
+            wrong=dict(reasoning=0.3),
             silent=0.15,
         )
     )

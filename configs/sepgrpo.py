@@ -48,8 +48,8 @@ def path_plan(nano: bool) -> dict:
 
 
 def optims(nano: bool) -> dict:
-    """One optimizer per policy; the nano MLLM's rate falls over its 48 steps."""
-    falling = dict(schedule="cosine", total_steps=48) if nano else {}
+    """One optimizer per policy; the nano MLLM's rate falls over its 42 steps."""
+    falling = dict(schedule="cosine", total_steps=42) if nano else {}
     return dict(
         mllm=common.optim(
             lr=2e-4 if nano else 1e-6, warmup_steps=2 if nano else 10, b2=0.999, **falling
@@ -64,8 +64,8 @@ def get_config(arg=None):
     """No argument trains the nano system; `:thinkgen` the released sizes; `:tiny` two steps."""
     config = common.base(arg, name="sepgrpo")
     nano = config.model == "nano"
-    config.steps = 72 if nano else 2000
-    config.phases = (("mllm_grpo", 16), ("dit_grpo", 8))
+    config.steps = 66 if nano else 2000
+    config.phases = (("mllm_grpo", 14), ("dit_grpo", 8))
     config.plans = dict(mllm_grpo=token_plan(nano), dit_grpo=path_plan(nano))
     config.optim = optims(nano)
     config.checkpoint.every = 10

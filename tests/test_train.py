@@ -94,8 +94,8 @@ def test_without_prepadding_none_learns():
 
 
 def test_commits_are_compared_over_whole_rounds():
-    """16 + 8 steps with a commit every 10; a round of 1 with one every 200."""
-    assert train.window(config_of("sepgrpo", None)) == 24
+    """14 + 8 steps with a commit every 10; a round of 1 with one every 200."""
+    assert train.window(config_of("sepgrpo", None)) == 22
     assert train.window(config_of("align", None)) == 200
     recent = deque([1.0, math.nan], maxlen=3)
     assert train.standing(recent) is None

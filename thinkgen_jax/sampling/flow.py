@@ -224,27 +224,31 @@ def sample(
     state, kept, ran = (x, jnp.zeros_like(x)), [], []
     for begin, end, passes in phases_of(guidance, steps, references is not None):
         contexts = stack_contexts(dit, params, conditions_for(passes, condition, negative))
-        seen = SEES_REFERENCES[passes]
+        inputs = partial(
+            tiled,
+            target=target,
+            contexts=contexts,
+            references=references,
+            with_references=SEES_REFERENCES[passes],
+        )
 
-        def step(carry, span, contexts=contexts, seen=seen):
+        def step(carry, span, inputs=inputs, passes=passes):
             (x, before), memory = carry
             t, after, mix, turn = span
-            inputs = tiled(x, t, target, contexts, references, with_references=seen)
-            u, memory, done = reuse.velocity(dit, params, how, memory, turn, *inputs)
-            u = combine(jnp.split(u.astype(jnp.float32), len(seen)), guidance)
+            u, memory, done = reuse.velocity(dit, params, how, memory, turn, *inputs(x, t))
+            u = combine(jnp.split(u.astype(jnp.float32), passes), guidance)
             data = x + (1 - t) * u
             x = x + (after - t) * u if mix is None else mix[0] * x + mix[1] * data + mix[2] * before
             return ((x, data), memory), (x, done) if keep_steps else None
 
-        span = (grid[begin:end], grid[begin + 1 : end + 1], None, None)
-        if weights is not None:
-            span = (*span[:2], weights[begin:end], None)
-        memory = None
-        if how is not None:
-            span = (*span[:3], reuse.turns(how, begin, end, steps))
-            inputs = tiled(x, grid[0], target, contexts, references, with_references=seen)
-            memory = reuse.empty(how, dit, *inputs)
-        (state, _), path = jax.lax.scan(step, (state, memory), span)
+        spans = (
+            grid[begin:end],
+            grid[begin + 1 : end + 1],
+            None if weights is None else weights[begin:end],
+            reuse.turns(how, begin, end, steps),
+        )
+        memory = reuse.empty(how, dit, *inputs(x, grid[0]))
+        (state, _), path = jax.lax.scan(step, (state, memory), spans)
         if keep_steps:
             kept.append(path[0])
             ran.append(path[1].reshape(end - begin, passes, -1))

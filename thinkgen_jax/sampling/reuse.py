@@ -93,8 +93,10 @@ class Memory(NamedTuple):
     change: Float[Array, "B"]
 
 
-def turns(how: Reuse, begin: int, end: int, steps: int) -> Turns:
+def turns(how: Reuse | None, begin: int, end: int, steps: int) -> Turns | None:
     """Plans steps `begin` to `end` of `steps`; memory is empty before the first."""
+    if how is None:
+        return None
     count = end - begin
     full = np.zeros(count, bool)
     if isinstance(how, TeaCache):
@@ -117,21 +119,23 @@ def turns(how: Reuse, begin: int, end: int, steps: int) -> Turns:
 
 
 def empty(
-    how: Reuse,
+    how: Reuse | None,
     dit: Dit,
     target: Packed,
     t: Float[Array, "B"],
     context: Condition,
     references: Packed | None,
-) -> Memory:
+) -> Memory | None:
     """Memory before the first step, for what `velocity` is going to be called with."""
+    if how is None:
+        return None
     rows = t.shape[0]
     parts = [part for part in (context, references, target) if part is not None]
     length = sum(part.segments.shape[1] for part in parts)
     orders = how.order + 1 if isinstance(how, TaylorSeer) else 1
     size = (rows, length, dit.cfg.hidden_size)
-    watched = jnp.zeros(size) if isinstance(how, TeaCache) else None
-    return Memory(jnp.zeros((orders, *size)), watched, jnp.zeros(rows))
+    watched = jnp.zeros(size, dit.cfg.dtype) if isinstance(how, TeaCache) else None
+    return Memory(jnp.zeros((orders, *size), dit.cfg.dtype), watched, jnp.zeros(rows))
 
 
 def velocity(
@@ -170,7 +174,7 @@ def velocity(
 def _tea(how: TeaCache, dit: Dit, params: Tree, memory: Memory, turn: Turns, joint: Joint, run):
     watched = first_input(dit, params, joint)
     moved, size = (
-        jnp.sum(jnp.abs(x) * (joint.segments > 0)[..., None], axis=(1, 2))
+        jnp.sum(jnp.abs(x.astype(jnp.float32)) * (joint.segments > 0)[..., None], axis=(1, 2))
         for x in (watched - memory.watched, memory.watched)
     )
     relative = moved / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
@@ -189,12 +193,13 @@ def _taylor(
         kept = [run()]
         for k in range(how.order):
             slope = (kept[k] - memory.kept[k]) / jnp.maximum(turn.distance, 1.0)
-            kept.append(slope * turn.known[k + 1])
+            kept.append((slope * turn.known[k + 1]).astype(kept[0].dtype))
         return kept[0], jnp.stack(kept)
 
     def guess():
         powers = [turn.distance**k / factorial(k) for k in range(how.order + 1)]
-        return jnp.einsum("k,kbtw->btw", jnp.stack(powers), memory.kept), memory.kept
+        states = jnp.einsum("k,kbtw->btw", jnp.stack(powers), memory.kept)
+        return states.astype(memory.kept.dtype), memory.kept
 
     states, kept = jax.lax.cond(turn.full, full, guess)
     ran = jnp.broadcast_to(turn.full, memory.change.shape)
