@@ -15,7 +15,7 @@ def door(monkeypatch, tmp_path):
     """Runs the door with given arguments on a painter that needs no weights."""
     monkeypatch.setattr(pipeline, "generate", careless)
     monkeypatch.setattr(evaluate.cache, "enable", lambda: None)
-    monkeypatch.setattr(evaluate.ThinkGen, "from_pretrained", lambda path: MODEL)
+    monkeypatch.setattr(evaluate.ThinkGen, "from_pretrained", lambda path, start: MODEL)
     monkeypatch.chdir(tmp_path)
     saved = flagsaver.save_flag_values(evaluate.FLAGS)
     yield lambda *words: cli.start(evaluate.FLAGS, evaluate.run, ["evaluate", *words])

@@ -54,11 +54,9 @@ def run() -> None:
     for tree, flag in TREES.items():
         if flag.value is None:
             continue
-        name = checkpoint.learned(flag.value).get(tree, f"{tree}/params")
-        shapes = {name: parts.shapes(system, tree)}
-        found = checkpoint.restore_subtree(flag.value, [name], shapes)
-        trees[tree] = jax.device_get(found[name])
-        print(f"{name}: {flag.value}")
+        found = checkpoint.restore_learned(flag.value, tree, parts.shapes(system, tree))
+        trees[tree] = jax.device_get(found)
+        print(f"{tree}: {flag.value}")
     if "vae" in trees:
         shift, scale = measure(system, trees["vae"])
         print(

@@ -6,6 +6,9 @@ import numpy as np
 from thinkgen_jax.hf.rules import Rule, heads_in, heads_out, keep, linear
 from thinkgen_jax.models.dit import DitConfig
 
+# What the released class has built in; its config does not know these fields.
+BUILT_IN = {"rope_theta": 10000.0, "n_prepad": 23}
+
 
 def rules(cfg: DitConfig) -> tuple[Rule, ...]:
     """The table for one configuration."""
@@ -36,8 +39,17 @@ def buffers(cfg: DitConfig) -> dict[str, np.ndarray]:
     return {"prepad_mask": np.ones((1, cfg.num_prepad), np.int64)}
 
 
-def config_from_hf(config: dict, *, num_prepad: int = 23) -> DitConfig:
-    """Reads `transformer/config.json`; the condition is two text features wide."""
+def config_from_hf(config: dict, *, num_prepad: int = BUILT_IN["n_prepad"]) -> DitConfig:
+    """Reads `transformer/config.json`; the condition is two text features wide.
+
+    Args:
+      num_prepad: prepadding states where the config does not say.
+
+    Raises:
+      ValueError: when the network's input and output differ in channels.
+    """
+    if config.get("out_channels") not in (None, config["in_channels"]):
+        raise ValueError(f"out_channels={config['out_channels']}, must be in_channels or null")
     return DitConfig(
         patch_size=config["patch_size"],
         in_channels=config["in_channels"],
@@ -51,7 +63,7 @@ def config_from_hf(config: dict, *, num_prepad: int = 23) -> DitConfig:
         norm_eps=config["norm_eps"],
         axes_dim_rope=tuple(config["axes_dim_rope"]),
         axes_lens=tuple(config["axes_lens"]),
-        rope_theta=float(config.get("rope_theta", 10000.0)),
+        rope_theta=float(config.get("rope_theta", BUILT_IN["rope_theta"])),
         condition_dim=2 * config["text_feat_dim"],
         num_prepad=config.get("n_prepad", num_prepad),
         timestep_scale=config["timestep_scale"],
@@ -60,7 +72,9 @@ def config_from_hf(config: dict, *, num_prepad: int = 23) -> DitConfig:
 
 def config_to_hf(cfg: DitConfig) -> dict:
     """Writes what `config_from_hf` reads, under the release's names."""
+    ours = {"rope_theta": cfg.rope_theta, "n_prepad": cfg.num_prepad}
     return {
+        "_class_name": "ThinkGenTransformer2DModel",
         "patch_size": cfg.patch_size,
         "in_channels": cfg.in_channels,
         "out_channels": None,
@@ -74,10 +88,9 @@ def config_to_hf(cfg: DitConfig) -> dict:
         "norm_eps": cfg.norm_eps,
         "axes_dim_rope": list(cfg.axes_dim_rope),
         "axes_lens": list(cfg.axes_lens),
-        "rope_theta": cfg.rope_theta,
         "text_feat_dim": cfg.condition_dim // 2,
-        "n_prepad": cfg.num_prepad,
         "timestep_scale": cfg.timestep_scale,
+        **{name: value for name, value in ours.items() if value != BUILT_IN[name]},
     }
 
 

@@ -7,6 +7,9 @@ from thinkgen_jax.models.vision import VisionConfig
 
 TEXT = "model.language_model"
 VISION = "model.visual"
+# Fields of the released config that this model has only one way of, with the value when absent.
+FIXED = {"hidden_act": "silu", "attention_bias": False, "num_experts": None}
+FIXED_VISION = {"hidden_act": "gelu_pytorch_tanh"}
 
 
 def rules(cfg: MllmConfig) -> tuple[Rule, ...]:
@@ -33,10 +36,22 @@ def rules(cfg: MllmConfig) -> tuple[Rule, ...]:
     return (*out, *(_vision(cfg.vision) if cfg.vision else ()))
 
 
+def aliases(cfg: MllmConfig) -> dict[str, str]:
+    """Released names that may stand beside another whose tensor they repeat."""
+    return {"lm_head.weight": f"{TEXT}.embed_tokens.weight"} if cfg.tie_word_embeddings else {}
+
+
 def config_from_hf(config: dict) -> MllmConfig:
-    """Reads a Qwen3-VL `config.json`, in the spelling of transformers 4 or 5."""
+    """Reads a Qwen3-VL `config.json`, in the spelling of transformers 4 or 5.
+
+    Raises:
+      ValueError: for a field that asks for what this model does not have.
+    """
     text = config.get("text_config", config)
     ropes = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    _refuse_others(text, FIXED, "text_config")
+    _refuse_others(config.get("vision_config") or {}, FIXED_VISION, "vision_config")
+    _refuse_others(ropes, {"rope_type": "default"}, "text_config rope")
     theta = ropes.get("rope_theta", text.get("rope_theta"))
     tie = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     default = MllmConfig()
@@ -100,6 +115,12 @@ def config_to_hf(cfg: MllmConfig) -> dict:
     if cfg.vision is not None:
         out["vision_config"] = _vision_to_hf(cfg.vision)
     return out
+
+
+def _refuse_others(config: dict, fixed: dict, where: str) -> None:
+    for name, only in fixed.items():
+        if config.get(name, only) != only:
+            raise ValueError(f"{where}: {name}={config[name]!r}, only {only!r} is known")
 
 
 VISION_FIELDS = (
