@@ -224,13 +224,9 @@ def sample(
     state, kept, ran = (x, jnp.zeros_like(x)), [], []
     for begin, end, passes in phases_of(guidance, steps, references is not None):
         contexts = stack_contexts(dit, params, conditions_for(passes, condition, negative))
-        inputs = partial(
-            tiled,
-            target=target,
-            contexts=contexts,
-            references=references,
-            with_references=SEES_REFERENCES[passes],
-        )
+
+        def inputs(x, t, contexts=contexts, seen=SEES_REFERENCES[passes]):
+            return tiled(x, t, target, contexts, references, with_references=seen)
 
         def step(carry, span, inputs=inputs, passes=passes):
             (x, before), memory = carry
