@@ -132,13 +132,13 @@ def write_adapter(folder: str | Path, adapter: Adapter) -> list[Path]:
     return [*written, files.write_config(folder / CONFIG, config)]
 
 
-def merge_adapter(tensors: Lazy | Mapping[str, np.ndarray], adapter: Adapter) -> Lazy:
+def merge_adapter(tensors: Mapping, adapter: Adapter) -> Lazy:
     """Adds an adapter to the weights it names, when they are read.
 
     The sum is formed in float32 and rounded once to the weight's dtype.
 
     Args:
-      tensors: released tensors by name. Of a mapping that is not `Lazy`, every array is looked at.
+      tensors: released name to array. Of a mapping that is not `Lazy`, every array is looked at.
 
     Raises:
       ValueError: listing weights that are not there or of another shape than the adapter's.
@@ -159,7 +159,7 @@ def merge_adapter(tensors: Lazy | Mapping[str, np.ndarray], adapter: Adapter) ->
     return Lazy(entries)
 
 
-def _entries(tensors: Mapping[str, np.ndarray]) -> Mapping[str, Entry]:
+def _entries(tensors: Mapping) -> Mapping[str, Entry]:
     if isinstance(tensors, Lazy):
         return tensors.entries
     return {

@@ -14,13 +14,12 @@ tensor beside the parameters themselves:
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial, reduce
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
@@ -36,7 +35,7 @@ CODES = {
         (np.float64, "F64"),
         (np.float32, "F32"),
         (np.float16, "F16"),
-        (ml_dtypes.bfloat16, "BF16"),
+        (jnp.bfloat16, "BF16"),
         (np.int64, "I64"),
         (np.int32, "I32"),
         (np.int16, "I16"),
@@ -46,6 +45,7 @@ CODES = {
     )
 }
 KINDS = {code: kind for kind, code in CODES.items()}
+ALIGNMENT = 64  # bytes
 STRIP = 256 * 1024  # bytes of a transposed tensor copied at once: what a core's cache holds
 
 
@@ -71,7 +71,7 @@ class Entry(NamedTuple):
 
 
 class Lazy(Mapping):
-    """Name to array, as other tables of tensors, and `entries` for what is known without reading."""
+    """Name to array, each read when asked for; `entries` tells shapes without reading."""
 
     def __init__(self, entries: Mapping[str, Entry]):
         """Reads nothing."""
@@ -182,7 +182,7 @@ def load(
       ValueError: listing unmapped, missing and mis-shaped names, before any tensor is read.
     """
     tables._refuse(sorted({*faults, *misfits(entries, table, shapes)}))
-    want, where = tables.flatten(shapes), _placement(place)
+    want, where = tables.flatten(shapes), placement(place)
     out = {}
     for rule in table:
         names = tables._names(rule, tuple(want[rule.ours].shape))
@@ -244,14 +244,14 @@ def _widest(kinds: Iterable[np.dtype]) -> np.dtype:
     return np.dtype(reduce(jnp.promote_types, kinds))
 
 
-def _placement(place: object) -> Callable[[str], Sharding | None]:
+def placement(place: object) -> Callable[[str], Sharding | None]:
     if place is None or isinstance(place, Sharding):
         return lambda path: place
     return tables.flatten(place).__getitem__ if isinstance(place, Mapping) else place
 
 
 def _on_host(parts, shape: tuple[int, ...], dtype: np.dtype, *, stacked: bool) -> np.ndarray:
-    out = np.empty(shape, dtype)
+    out = _aligned(shape, dtype)
     for i, part in enumerate(parts):
         _copy(out[i] if stacked else out, part())
     return out
@@ -265,7 +265,7 @@ def _placed(array: np.ndarray, dtype: np.dtype, sharding: Sharding) -> jax.Array
     def cut(index: tuple[slice, ...]) -> np.ndarray:
         key = tuple((s.start, s.stop) for s in index)
         if key not in pieces:
-            pieces[key] = np.empty(array[index].shape, dtype)
+            pieces[key] = _aligned(array[index].shape, dtype)
             _copy(pieces[key], array[index])
         return pieces[key]
 
@@ -285,10 +285,18 @@ def _stacked(parts, shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding)
     return out
 
 
-@lru_cache(maxsize=None)
+@cache
 def _setter(sharding: Sharding) -> Callable:
     write = partial(jax.lax.dynamic_update_index_in_dim, axis=0)
     return jax.jit(write, donate_argnums=0, out_shardings=sharding)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that a device whose memory is the host's takes as it is, without a copy."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
