@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.golden import assert_golden, cases
+from tests.hf import released as released_folder
 from tests.toy import SYSTEM, tiny, toy_text
 from thinkgen_jax import checkpoint, pipeline
 from thinkgen_jax import parts as putting
@@ -433,10 +434,24 @@ def test_missing_assets_are_told(monkeypatch, tmp_path):
         ThinkGen.from_pretrained()
 
 
+def test_a_released_folder_draws_as_its_parts_do(tmp_path):
+    model = ThinkGen.from_pretrained(released_folder.thinkgen(tmp_path, shards=3))
+    assert model.parts.system.system_prompt == presets.RELEASED_SYSTEM
+    _, params = tiny()
+    jax.tree.map(np.testing.assert_array_equal, model.params, params)
+    settings = default(model.parts.system, steps=1, text_guidance=1.0)
+    request = Request("a red cat", think=False, size=(16, 16), seed=1)
+    parts = putting.build(model.parts.system, toy_text(model.parts.system))
+    (a,), (b,) = (pipeline.generate(p, params, [request], settings) for p in (model.parts, parts))
+    assert (a.image == b.image).all()
+
+
 def test_foreign_folders_are_refused(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match="must be converted"):
+    with pytest.raises(ValueError, match="holds no commit"):
         ThinkGen.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a qwen3vl folder has not all that draws"):
+        ThinkGen.from_pretrained(released_folder.qwen(tmp_path / "qwen"))
     with pytest.raises(ValueError, match="no such directory"):
         ThinkGen.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="--start=dit needs the --checkpoint of a run"):

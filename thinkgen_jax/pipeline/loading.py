@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a system comes from: the shipped weights, a folder like them, or a training run."""
+"""Where a system comes from: the shipped weights, a folder like them, a released one, or a run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from thinkgen_jax import parts as putting
-from thinkgen_jax.hf import assets
+from thinkgen_jax.data.text import Text
+from thinkgen_jax.hf import assets, folders
 from thinkgen_jax.models import presets
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.parts import Parts
@@ -22,9 +23,9 @@ def load(
     """Builds a system and reads its parameters.
 
     Args:
-      path: None takes the shipped weights; else a folder like theirs, or a run, its `checkpoints`
-        folder or one commit. A run's running averages win over its parameters, and trees that did
-        not learn come from where the run took them.
+      path: None takes the shipped weights; else a folder like theirs, a released pipeline, or a
+        run, its `checkpoints` folder or one commit. A run's running averages win over its
+        parameters, and trees that did not learn come from where the run took them.
       dtype: of the parameters.
       start: trees taken as they were at the start of the run, so that what another tree learned
         shows alone.
@@ -39,11 +40,12 @@ def load(
     folder = Path(putting.ASSETS if path is None else path)
     if path is None and not assets.is_assets(folder):
         raise ValueError("this copy has no shipped weights; name a folder or run: --checkpoint=...")
-    if (folder / "model_index.json").is_file():
-        raise ValueError(f"--checkpoint={folder}: released pipelines must be converted first")
-    if assets.is_assets(folder):
-        if start:
-            raise ValueError(f"--start={','.join(start)} needs the --checkpoint of a run")
+    released = folders.kind(folder) if folder.is_dir() else None
+    if start and (released or assets.is_assets(folder)):
+        raise ValueError(f"--start={','.join(start)} needs the --checkpoint of a run")
+    if released:
+        system, text, trees = _released(folder, released, dtype)
+    elif assets.is_assets(folder):
         system = assets.load_system(folder)
         text = assets.load_text(folder, system)
         trees = {name: _shipped(folder, system, name, dtype) for name in putting.TREES}
@@ -52,6 +54,23 @@ def load(
         text = assets.load_text(putting.ASSETS, system)
     placed = {name: jax.tree.map(jnp.asarray, tree) for name, tree in trees.items()}
     return putting.build(system, text), Params(**placed)
+
+
+def _released(folder: Path, kind: str, dtype: str) -> tuple[System, Text, dict[str, Tree]]:
+    if kind != "thinkgen":
+        raise ValueError(
+            f"--checkpoint={folder}: a {kind} folder has not all that draws; start a run from it "
+            "(config.start), or make a pipeline of it with thinkgen_jax.convert"
+        )
+    system = folders.read_system(folder)
+    text = assets.load_text(folders.words_folder(folder), system)
+    trees = {
+        name: folders.read_tree(
+            folder, system, name, shapes=putting.shapes(system, name), dtype=dtype
+        )
+        for name in putting.TREES
+    }
+    return system, text, trees
 
 
 def _shipped(folder: Path, system: System, name: str, dtype: str) -> Tree:
