@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from tests.hf import released
 from tests.toy import golden_tree, toy_text
 from thinkgen_jax import checkpoint, cli, convert
-from thinkgen_jax.hf import assets
+from thinkgen_jax.hf import assets, folders
 from thinkgen_jax.models import presets
 from thinkgen_jax.structs import TrainState
 
@@ -51,6 +52,8 @@ def test_takes_the_average_and_leaves_the_rest(door, tmp_path, capsys):
         ([], "--out is needed"),
         (["--out=x", "--preset=huge"], "'huge' is not"),
         (["--out=x", "--dit=nowhere"], "nowhere"),
+        (["--out=x", "--format=thinkgen", "--source=nowhere"], "--source=nowhere: no released"),
+        (["--out=x", "--format=qwen3vl"], "--format=qwen3vl needs --mllm"),
     ],
 )
 def test_refusals(door, tmp_path, monkeypatch, capsys, words, message):
@@ -59,6 +62,39 @@ def test_refusals(door, tmp_path, monkeypatch, capsys, words, message):
         door(*words)
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_released_folder_comes_back_with_what_a_run_learned(door, tmp_path):
+    """Named trees are exchanged; all others, configs and words are the source's, byte by byte."""
+    source = released.thinkgen(tmp_path / "source", shards=2)
+    params = jax.tree.map(lambda x: x + 1, golden_tree("dit"))
+    commit(tmp_path / "run", "dit", params)
+    out = tmp_path / "out"
+    door("--format=thinkgen", f"--source={source}", f"--dit={tmp_path / 'run'}", f"--out={out}")
+    want = {p.relative_to(source): p.read_bytes() for p in source.rglob("*") if p.is_file()}
+    got = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert got.keys() == want.keys()
+    changed = {str(p) for p in want if got[p] != want[p]}
+    assert changed and all(
+        p.startswith("transformer/") and p.endswith(".safetensors") for p in changed
+    )
+    system = folders.read_system(out)
+    tree = folders.read_tree(out, system, "dit", shapes=params)
+    jax.tree.map(np.testing.assert_array_equal, tree, params)
+
+
+def test_an_mllm_alone_moves_between_folders(door, tmp_path):
+    """Out of a pipeline into a Qwen3-VL of its own, and into one of ours."""
+    source = released.thinkgen(tmp_path / "source")
+    door("--format=qwen3vl", f"--source={source}", f"--out={tmp_path / 'qwen'}")
+    assert folders.kind(tmp_path / "qwen") == "qwen3vl"
+    got, want = (released.all_tensors(tmp_path / n) for n in ("qwen", "source/mllm"))
+    released.assert_same_tensors(got, want)
+    words = ["--format=assets", f"--mllm={tmp_path / 'qwen'}", f"--source={source}"]
+    door(*words, f"--out={tmp_path / 'ours'}")
+    system = assets.load_system(tmp_path / "ours")
+    tree = assets.load_tree(tmp_path / "ours", system, "mllm", shapes=golden_tree("mllm"))
+    assert jax.tree.structure(tree) == jax.tree.structure(golden_tree("mllm"))
 
 
 def test_refuses_a_tree_of_other_dimensions(door, tmp_path, capsys):

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gathers trees from runs into one folder under released names, small enough to ship.
+"""Gathers trees into one folder under released names: one of ours to ship, or a released one.
 
     python -m thinkgen_jax.convert --mllm=runs/nano_mllm-nano --dit=runs/finetune-nano \\
         --vae=runs/nano_vae-nano --out=thinkgen_jax/assets/nano
+    python -m thinkgen_jax.convert --format=thinkgen --source=ThinkGen \\
+        --mllm=runs/sepgrpo-thinkgen --dit=runs/sepgrpo-thinkgen --out=ThinkGen-tuned
 
-A tree that is not named stays as it is in the folder. With `--tokenizer` the nano tokenizer is
-learnt anew from the miniature world's sentences, which invalidates every MLLM trained before.
+A tree comes from a run or from a released folder. One that is not named stays as it is in the
+folder; a released format takes it, its configs and its tokenizer from `--source`.
 
-Of an autoencoder the shift and scale of its latents are measured and told: they belong into the
-preset before anything is trained on them.
+With `--tokenizer` the nano tokenizer is learnt anew from the miniature world's sentences, which
+invalidates every MLLM trained before. Of an autoencoder the shift and scale of its latents are
+measured and told: they belong into the preset before anything is trained on them.
 """
 
 from functools import partial
@@ -20,7 +23,7 @@ from absl import flags
 
 from thinkgen_jax import checkpoint, cli, parts
 from thinkgen_jax.data import batches, sources, text
-from thinkgen_jax.hf import assets
+from thinkgen_jax.hf import assets, export, folders
 from thinkgen_jax.models import presets
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.models.vae import Vae
@@ -31,12 +34,33 @@ from thinkgen_jax.world import tasks
 FLAGS = cli.values()
 TREES = {
     tree: flags.DEFINE_string(
-        tree, None, f"Run whose {tree} is taken; its average if it has one.", flag_values=FLAGS
+        tree,
+        None,
+        f"Run (its average if it has one) or released folder whose {tree} is taken.",
+        flag_values=FLAGS,
     )
     for tree in parts.TREES
 }
 OUT = flags.DEFINE_string("out", None, "Folder to write.", flag_values=FLAGS)
-PRESET = flags.DEFINE_string("preset", "nano", "Dimensions of the system.", flag_values=FLAGS)
+FORMAT = flags.DEFINE_enum(
+    "format",
+    "assets",
+    ("assets", "thinkgen", "qwen3vl"),
+    "One of ours; a released pipeline; an MLLM alone.",
+    flag_values=FLAGS,
+)
+SOURCE = flags.DEFINE_multi_string(
+    "source", [], "Released folder to keep to; may be repeated.", flag_values=FLAGS
+)
+DTYPE = flags.DEFINE_string(
+    "dtype",
+    None,
+    "Of the weights; default bfloat16 for ours, else that of --source or of the trees.",
+    flag_values=FLAGS,
+)
+PRESET = flags.DEFINE_string(
+    "preset", "nano", "Dimensions, where no --source says them.", flag_values=FLAGS
+)
 TOKENIZER = flags.DEFINE_bool(
     "tokenizer", False, "Learn the nano tokenizer anew.", flag_values=FLAGS
 )
@@ -46,17 +70,46 @@ def run() -> None:
     """Writes the folder.
 
     Raises:
-      ValueError: for an unknown preset, a missing run, or a tree of other dimensions.
+      ValueError: for an unknown preset, a missing run or folder, or a tree of other dimensions.
     """
     if not OUT.value:
         raise ValueError("--out is needed: the folder to write")
-    system, trees = presets.get(PRESET.value), {}
+    system = _system()
+    if FORMAT.value == "assets":
+        _ours(system, _trees(system))
+    else:
+        _theirs(system)
+    total = sum(f.stat().st_size for f in Path(OUT.value).rglob("*") if f.is_file())
+    print(f"{OUT.value}: {total / 2**20:.1f} MiB")
+
+
+def _system() -> System:
+    """Of the sources, an MLLM's folder first decides the width that the others fit."""
+    system = presets.get(PRESET.value)
+    for folder in SOURCE.value:
+        if not Path(folder).is_dir() or folders.kind(folder) is None:
+            raise ValueError(f"--source={folder}: no released folder")
+    for folder in sorted(SOURCE.value, key=lambda path: folders.kind(path) != "qwen3vl"):
+        system = folders.read_system(folder, system if PRESET.present else None)
+    return system
+
+
+def _trees(system: System) -> dict[str, Tree]:
+    """The named trees, on the host."""
+    trees = {}
     for tree, flag in TREES.items():
         if flag.value is None:
             continue
-        found = checkpoint.restore_learned(flag.value, tree, parts.shapes(system, tree))
-        trees[tree] = jax.device_get(found)
+        shapes = parts.shapes(system, tree)
+        if Path(flag.value).is_dir() and folders.kind(flag.value):
+            trees[tree] = folders.read_tree(flag.value, system, tree, shapes=shapes)
+        else:
+            trees[tree] = jax.device_get(checkpoint.restore_learned(flag.value, tree, shapes))
         print(f"{tree}: {flag.value}")
+    return trees
+
+
+def _ours(system: System, trees: dict[str, Tree]) -> None:
     if "vae" in trees:
         shift, scale = measure(system, trees["vae"])
         print(
@@ -67,9 +120,24 @@ def run() -> None:
     if TOKENIZER.value:
         tokenizer = text.train(tasks.corpus(), vocab_size=system.mllm.vocab_size)
         words = text.Text(tokenizer, system=system.system_prompt, marker=system.marker)
-    assets.save(OUT.value, system, trees, words)
-    total = sum(f.stat().st_size for f in Path(OUT.value).iterdir())
-    print(f"{OUT.value}: {total / 2**20:.1f} MiB")
+    assets.save(OUT.value, system, trees, words, dtype=DTYPE.value or "bfloat16")
+
+
+def _theirs(system: System) -> None:
+    """Trees that are not named come from the sources."""
+    alone = FORMAT.value == "qwen3vl"
+    trees = _trees(system)
+    for tree in ("mllm",) if alone else parts.TREES:
+        for folder in SOURCE.value:
+            if tree not in trees and folders.has_tree(folder, tree):
+                shapes = parts.shapes(system, tree)
+                trees[tree] = folders.read_tree(folder, system, tree, shapes=shapes)
+                print(f"{tree}: {folder}")
+    missing = sorted(({"mllm"} if alone else set(parts.TREES)) - set(trees))
+    if missing:
+        raise ValueError(f"--format={FORMAT.value} needs --{missing[0]} or a --source that has it")
+    dtype = DTYPE.value or ("source" if SOURCE.value else None)
+    export.write_folder(OUT.value, system, trees, SOURCE.value or None, dtype=dtype, plain=alone)
 
 
 def measure(system: System, params: Tree, *, count: int = 512, batch: int = 16):

@@ -194,6 +194,11 @@ def is_qwen(folder: Path) -> bool:
     return files.read_config(folder).get("model_type") == QWEN
 
 
+def has_tree(folder: str | Path, name: str) -> bool:
+    """Whether a released folder, one that `kind` knows, holds a tree as ours is."""
+    return name in {"thinkgen": PLACES, "qwen3vl": ("mllm",), "omnigen2": ("vae",)}[kind(folder)]
+
+
 def home_of(folder: str | Path, name: str) -> Path:
     """Where a tree's config and weights lie or should: its sub-folder, or a Qwen3-VL's own."""
     inner = Path(folder) / PLACES[name][0]
