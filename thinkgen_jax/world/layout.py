@@ -49,6 +49,7 @@ PATTERNS = {
     5: ((0, 2, 4, 6, 8), (1, 3, 4, 5, 7), (0, 1, 2, 6, 8), (0, 2, 6, 7, 8)),
     6: ((0, 1, 2, 6, 7, 8), (0, 2, 3, 5, 6, 8)),
 }
+USUAL = 0.7  # share of tidy pictures that have the first pattern, in the order of their looks
 # Cells (of the first, of the second object) that satisfy a relation.
 RELATED = {
     "left of": ((3, 5), (3, 5), (0, 2), (6, 8)),
@@ -229,9 +230,10 @@ def arrange(
       cells: One index into `CELLS` per look; by default a random pattern in random order.
       least: Smallest gap between boxes in pixels.
       reserved: Redraws until `is_reserved` says this; None takes the first picture.
-      tidy: No jitter: objects lie at their anchors, or as near as margin and stripes allow, with
-        the middle diameter of their size, stripes with the widest. Looks and cells alone decide
-        the picture, so `reserved` has no other to look for.
+      tidy: Mostly the usual cells in the order of the looks, and no jitter: objects lie at their
+        anchors, or as near as margin and stripes allow, with the middle diameter of their size,
+        stripes with the widest. Looks and cells alone decide the picture, so `reserved` has no
+        other to look for.
 
     Raises:
       ValueError: If the cells are too close for the sizes, or there are more than 6 looks.
@@ -239,8 +241,12 @@ def arrange(
     if cells is None:
         if not 0 < len(looks) <= 6:
             raise ValueError(f"{len(looks)} objects were asked for; a picture holds 1 to 6")
-        cells = list(rng.choice(PATTERNS[len(looks)]))
-        rng.shuffle(cells)
+        patterns = PATTERNS[len(looks)]
+        if tidy and rng.random() < USUAL:
+            cells = list(patterns[0])
+        else:
+            cells = list(rng.choice(patterns))
+            rng.shuffle(cells)
     alike = len(set(looks)) == 1
     for attempt in range(TRIES):
         shared = diameter(rng, looks[0].size, looks[0].tex) if alike else None
