@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import sepgrpo
-from thinkgen_jax import checkpoint, logs, recipe, sharding, train
+from thinkgen_jax import checkpoint, logs, recipe, sharding, starts, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,7 +65,7 @@ def test_the_other_tree_is_frozen(uninterrupted):
     config = sepgrpo.get_config("tiny")
     first, last = leaves(uninterrupted, 1), leaves(uninterrupted, 2)
     with jax.set_mesh(sharding.make_mesh(**config.mesh)):
-        dit = recipe.tree_params(config, recipe.system_of(config), "dit", logs.setup())
+        dit = starts.tree_params(config, starts.system_of(config), "dit", logs.setup())
     for key, value in jax.tree_util.tree_leaves_with_path(dit):
         name = f"['dit']['params']{jax.tree_util.keystr(key)}"
         np.testing.assert_array_equal(first[name], value, err_msg=name)

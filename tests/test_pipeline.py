@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests become the official pictures; batches may mix everything; odd input is told."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -411,10 +411,9 @@ def test_a_run_is_read_with_what_it_lacks_from_the_assets(monkeypatch, tmp_path)
     parts, params = tiny()
     assets.save(tmp_path, parts.system, params._asdict(), parts.text, dtype="float32")
     monkeypatch.setattr(putting, "ASSETS", tmp_path)
-    monkeypatch.setitem(presets.PRESETS, "toy", parts.system)
     double = jax.tree.map(lambda x: 2 * x, params.dit)
     state = {"dit": TrainState(jnp.zeros((), jnp.int32), params.dit, {}, double)}
-    meta = {"preset": "toy", "config": {"prepad": None}, "start": {"dit": "assets"}}
+    meta = {"system": asdict(parts.system), "start": {"dit": "assets"}}
     with checkpoint.Checkpoints(tmp_path / "run") as saves:
         saves.save(1, state, data={}, meta=meta)
     model = ThinkGen.from_pretrained(tmp_path / "run")
@@ -423,7 +422,8 @@ def test_a_run_is_read_with_what_it_lacks_from_the_assets(monkeypatch, tmp_path)
     begun = ThinkGen.from_pretrained(tmp_path / "run", start=["dit"])
     jax.tree.map(np.testing.assert_array_equal, begun.params, params)
     with checkpoint.Checkpoints(tmp_path / "less") as saves:
-        saves.save(1, state, data={}, meta={**meta, "config": {"prepad": 2}})
+        less = replace(parts.system, dit=replace(parts.system.dit, num_prepad=2))
+        saves.save(1, state, data={}, meta={**meta, "system": asdict(less)})
     with pytest.raises(ValueError, match="prepad_embed"):
         ThinkGen.from_pretrained(tmp_path / "less")
 

@@ -67,15 +67,16 @@ def build(system: System, text: Text) -> Parts:
 
 def random_params(system: System, tree: str, key: Key) -> Tree:
     """Fresh parameters of one tree."""
-    return jax.jit(lambda key: _init(system, tree, key))(key)
+    return jax.jit(lambda key: random_tree(system, tree, key))(key)
 
 
 def shapes(system: System, tree: str) -> Tree:
     """Abstract parameters of one tree."""
-    return jax.eval_shape(lambda: _init(system, tree, jax.random.key(0)))
+    return jax.eval_shape(lambda: random_tree(system, tree, jax.random.key(0)))
 
 
-def _init(system: System, tree: str, key: Key) -> Tree:
+def random_tree(system: System, tree: str, key: Key) -> Tree:
+    """Fresh parameters of one tree, to be called inside a jitted function."""
     if tree == "mllm":
         return init_params(system.mllm, key)
     if tree == "dit":

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A config file's blocks turned into what the phases take: the one place that reads a ConfigDict.
+"""A config file's blocks turned into what the phases take; `starts` finds the parameters.
 
-`load` finds each tree's parameters: random, the shipped assets, or another run (its running average
-where it has one). Nothing below this file knows a ConfigDict.
+Nothing below these two files knows a ConfigDict.
 """
 
-import dataclasses
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,28 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from thinkgen_jax import checkpoint, logs, parts, pipeline, sharding
+from thinkgen_jax import logs, parts, pipeline, sharding, starts
 from thinkgen_jax.bench import miniature
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.hf import assets
-from thinkgen_jax.models import presets
-from thinkgen_jax.models.presets import System
 from thinkgen_jax.optim import OptimConfig
 from thinkgen_jax.phases import RlPlan, Setup, SftPlan
 from thinkgen_jax.rollout import Draw
 from thinkgen_jax.sampling.flow import Guidance
-from thinkgen_jax.steps import flow_sft
 from thinkgen_jax.steps import state as learning
 from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
 from thinkgen_jax.steps.mllm_grpo import MllmGrpoConfig
 from thinkgen_jax.steps.state import Learner
 from thinkgen_jax.steps.vae_sft import VaeLoss
-from thinkgen_jax.structs import Params, States, Tree
+from thinkgen_jax.structs import Params, States
 from thinkgen_jax.world import tasks
 
 CURVES = ("loss", "reward", "kl", "psnr", "entropy", "grad_norm")
-SHIPPED = "nano"  # preset of the shipped weights
-PREPAD = "prepad_embed"  # the DiT's parameter that `config.prepad=0` leaves out
 LEARNS = {
     "vae_sft": "vae",
     "text_sft": "mllm",
@@ -52,19 +44,6 @@ def plain(config: ConfigDict) -> dict:
     return json.loads(config.to_json_best_effort())
 
 
-def system_of(config: ConfigDict) -> System:
-    """The preset, with the config's changes to it."""
-    system = presets.get(config.model)
-    if config.prepad is not None:
-        system = dataclasses.replace(
-            system, dit=dataclasses.replace(system.dit, num_prepad=config.prepad)
-        )
-    if config.get("dit_condition"):
-        dit = dataclasses.replace(system.dit, condition_dim=config.dit_condition, num_prepad=0)
-        system = dataclasses.replace(system, dit=dit)
-    return system
-
-
 def load(config: ConfigDict, log) -> tuple[Setup, States]:
     """Builds the system and finds its parameters.
 
@@ -73,11 +52,11 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     """
     check_phases(config)
     check_rows(config)
-    system = system_of(config)
-    built = parts.build(system, assets.load_text(parts.ASSETS, system))
+    system = starts.system_of(config)
+    built = parts.build(system, assets.load_text(starts.words_folder(config), system))
     learns = set(trained_trees(config))
     needed = learns | {"vae", "mllm", "dit"} if _is_rl(config) else learns | _frozen(config)
-    trees = {tree: tree_params(config, system, tree, log) for tree in sorted(needed)}
+    trees = {tree: starts.tree_params(config, system, tree, log) for tree in sorted(needed)}
     learners = {tree: learner(config, tree) for tree in learns}
     references = {}
     if _is_rl(config):
@@ -86,95 +65,6 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     states = {tree: learning.create(trees[tree], learners[tree]) for tree in sorted(learns)}
     frozen = {tree: params for tree, params in trees.items() if tree not in learns}
     return Setup(built, frozen, references, learners, config.seed), states
-
-
-def sources(config: ConfigDict) -> dict[str, str]:
-    """`config.start` with absolute paths, so that a run can be read from anywhere."""
-    words = ("random", "assets")
-    return {k: v if v in words else str(Path(v).absolute()) for k, v in config.start.items()}
-
-
-def tree_params(config: ConfigDict, system: System, tree: str, log) -> Tree:
-    """Parameters of one tree from where `config.start` says."""
-    source = config.start[tree]
-    key = jax.random.fold_in(jax.random.key(config.seed), sum(tree.encode()))
-    if source == "random":
-        params = parts.random_params(system, tree, key)
-    elif source == "assets":
-        if system.name != SHIPPED:
-            raise ValueError(
-                f"config.start.{tree}=assets: the shipped weights are {SHIPPED}, not "
-                f"{system.name}; name a run, or random"
-            )
-        shapes = parts.shapes(system, tree)
-        params = assets.load_tree(parts.ASSETS, system, tree, shapes=shapes)
-    else:
-        params = _from_run(config, system, tree, source)
-    if tree == "dit":
-        params = _reinit(config, system, params, key)
-        if config.get("dit_condition"):
-            table = jax.random.normal(key, (system.mllm.vocab_size, config.dit_condition))
-            params = {**params, flow_sft.EMBED: {"embedding": table}}
-    log.info("%s: %s (%d parameters)", tree, source, _count(params))
-    mesh = jax.sharding.get_mesh()
-    return jax.device_put(params, sharding.infer(params, mesh))
-
-
-def _from_run(config: ConfigDict, system: System, tree: str, source: str) -> Tree:
-    """Reads a tree from a run: its running average if it has one."""
-    path = Path(source)
-    if not path.exists():
-        raise ValueError(
-            f"config.start.{tree}={source}: no such run; train it first, e.g. "
-            f"python -m thinkgen_jax.train --config=configs/{path.name.split('-')[0]}.py"
-        )
-    found = checkpoint.restore_learned(path, tree)
-    found = {k: v for k, v in found.items() if k != flow_sft.EMBED}
-    if tree == "dit" and config.reinit:
-        return found
-    _compare(found, parts.shapes(system, tree), f"config.start.{tree}={source}")
-    return found
-
-
-def _reinit(config: ConfigDict, system: System, params: Tree, key: jax.Array) -> Tree:
-    """Fresh values for parameters that match `config.reinit`, or that the source does not have."""
-    if not config.reinit:
-        return params
-    fresh = parts.random_params(system, "dit", key)
-    flat = dict(_flat(params))
-    hits = 0
-
-    def pick(path, leaf):
-        nonlocal hits
-        name = sharding.path_name(path)
-        if any(re.search(pattern, name) for pattern in config.reinit):
-            hits += 1
-            return leaf
-        if name not in flat or flat[name].shape != leaf.shape:
-            raise ValueError(f"config.start.dit: {name} is missing or mis-shaped there")
-        return flat[name]
-
-    out = jax.tree_util.tree_map_with_path(pick, fresh)
-    if not hits:
-        raise ValueError(f"config.reinit={config.reinit} matches no parameter")
-    return out
-
-
-def _compare(found: Tree, wanted: Tree, where: str) -> None:
-    a, b = dict(_flat(found)), dict(_flat(wanted))
-    for name in sorted(a.keys() | b.keys()):
-        if name not in a or name not in b or a[name].shape != b[name].shape:
-            sizes = [str(getattr(t.get(name), "shape", "nothing")) for t in (a, b)]
-            raise ValueError(f"{where}: {name} is {sizes[0]} there, {sizes[1]} here")
-
-
-def _flat(tree: Tree) -> Iterator[tuple[str, object]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield sharding.path_name(path), leaf
-
-
-def _count(params: Tree) -> int:
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
 
 
 def _is_rl(config: ConfigDict) -> bool:
@@ -195,7 +85,7 @@ def learner(config: ConfigDict, tree: str) -> Learner:
     """The optimizer block of a tree."""
     block = _tuples(config.optim[tree].to_dict())
     if config.prepad == 0:  # a pattern without a parameter would be refused
-        block["trainable"] = tuple(p for p in block["trainable"] if p != PREPAD)
+        block["trainable"] = tuple(p for p in block["trainable"] if p != starts.PREPAD)
     accumulate = block.pop("accumulate")
     return Learner(OptimConfig(**block), f"optim.{tree}", accumulate)
 

@@ -10,6 +10,7 @@ config; what a step does is in `phases.py`.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import shutil
@@ -25,7 +26,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from thinkgen_jax import cache, checkpoint, logs, phases, recipe, report, sharding
+from thinkgen_jax import cache, checkpoint, logs, phases, recipe, report, sharding, starts
 from thinkgen_jax.phases import Phase, Setup
 from thinkgen_jax.structs import States
 
@@ -33,7 +34,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; default runs/<config>-<argument>.")
 SEED = flags.DEFINE_integer("seed", None, "Overrides config.seed.")
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Run whose system is the start, instead of config.start."
+    "checkpoint", None, "Run or released folder that is the start, instead of config.start."
 )
 FRESH = flags.DEFINE_bool("fresh", False, "Move an existing run aside and start over.")
 
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         with config.unlocked():
             config.seed = config.seed if SEED.value is None else SEED.value
             if CHECKPOINT.value is not None:
-                config.start.update(checkpoint.sources(CHECKPOINT.value))
+                config.start.update(starts.of_checkpoint(CHECKPOINT.value))
         run(config, Path(WORKDIR.value or default_workdir(config)), fresh=FRESH.value)
     except (ValueError, OSError) as err:
         print(f"error: {err}", file=sys.stderr)
@@ -193,7 +194,8 @@ def save(
     meta = {
         "config": recipe.plain(config),
         "preset": config.model,
-        "start": recipe.sources(config),
+        "system": dataclasses.asdict(starts.system_of(config)),
+        "start": starts.sources(config),
     }
     saves.save(step, states, data=data, meta=meta, finite=finite, score=score)
 

@@ -80,7 +80,16 @@ def load_system(folder: str | Path) -> System:
     config = files.read_config(folder)
     if config.get("format") != FORMAT:
         raise ValueError(f"{folder}: config.json is not of the format {FORMAT!r}")
-    return _build(System, config.get("system", {}), f"{folder}/config.json: system")
+    return system_from(config.get("system", {}), f"{folder}/config.json: system")
+
+
+def system_from(content: Mapping, where: str) -> System:
+    """Dimensions from what `dataclasses.asdict` made of them, lists or tuples.
+
+    Raises:
+      ValueError: for a name that this version does not know, with where it stands.
+    """
+    return _build(System, content, where)
 
 
 def load_text(folder: str | Path, system: System) -> Text:

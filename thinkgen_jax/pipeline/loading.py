@@ -2,7 +2,6 @@
 """Where a system comes from: the shipped weights, a folder like them, a released one, or a run."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 from thinkgen_jax import parts as putting
 from thinkgen_jax.data.text import Text
 from thinkgen_jax.hf import assets, folders
-from thinkgen_jax.models import presets
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.structs import Params, Tree
@@ -48,10 +46,9 @@ def load(
     elif assets.is_assets(folder):
         system = assets.load_system(folder)
         text = assets.load_text(folder, system)
-        trees = {name: _shipped(folder, system, name, dtype) for name in putting.TREES}
+        trees = {name: _tree(folder, system, name, dtype) for name in putting.TREES}
     else:
-        system, trees = _from_run(folder, dtype, start)
-        text = assets.load_text(putting.ASSETS, system)
+        system, text, trees = _from_run(folder, dtype, start)
     placed = {name: jax.tree.map(jnp.asarray, tree) for name, tree in trees.items()}
     return putting.build(system, text), Params(**placed)
 
@@ -64,38 +61,35 @@ def _released(folder: Path, kind: str, dtype: str) -> tuple[System, Text, dict[s
         )
     system = folders.read_system(folder)
     text = assets.load_text(folders.words_folder(folder), system)
-    trees = {
-        name: folders.read_tree(
-            folder, system, name, shapes=putting.shapes(system, name), dtype=dtype
-        )
-        for name in putting.TREES
-    }
-    return system, text, trees
+    return system, text, {name: _tree(folder, system, name, dtype) for name in putting.TREES}
 
 
-def _shipped(folder: Path, system: System, name: str, dtype: str) -> Tree:
+def _tree(folder: Path, system: System, name: str, dtype: str) -> Tree:
+    """A tree of a released folder, or of one like the shipped weights'."""
     shapes = putting.shapes(system, name)
-    return assets.load_tree(folder, system, name, shapes=shapes, dtype=dtype)
+    read = folders.read_tree if folders.kind(folder) else assets.load_tree
+    return read(folder, system, name, shapes=shapes, dtype=dtype)
 
 
-def _from_run(path: Path, dtype: str, start: Sequence[str]) -> tuple[System, dict[str, Tree]]:
+def _from_run(path: Path, dtype: str, start: Sequence[str]) -> tuple[System, Text, dict[str, Tree]]:
     """A run's trees, and those it was trained with."""
     from thinkgen_jax import checkpoint  # slow to import, and rarely needed
 
     meta = checkpoint.read_meta(checkpoint.find(path))
-    system = presets.get(meta.get("preset", ""))
-    prepad = meta.get("config", {}).get("prepad")
-    if prepad is not None:
-        system = replace(system, dit=replace(system.dit, num_prepad=prepad))
+    system = assets.system_from(meta.get("system", {}), f"--checkpoint={path}: its system")
     sources, trees = checkpoint.sources(path, start=start), {}
     for name in putting.TREES:
-        source = sources.get(name, "assets")
-        if source == "assets":
-            trees[name] = _shipped(putting.ASSETS, system, name, dtype)
-            continue
-        if not Path(source).is_dir():
+        source = Path(sources.get(name, "assets"))
+        source = putting.ASSETS if source == Path("assets") else source
+        if not source.is_dir():
             raise ValueError(f"--checkpoint={path}: its {name} came from {source}, which is gone")
+        if folders.kind(source) or assets.is_assets(source):
+            trees[name] = _tree(source, system, name, dtype)
+            continue
         shapes = putting.shapes(system, name)
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
         trees[name] = checkpoint.restore_learned(source, name, wanted)
-    return system, trees
+    begun = meta.get("start", {}).get("mllm", "assets")
+    learnt = Path(begun).is_dir() and folders.kind(begun)
+    words = folders.words_folder(begun) if learnt else putting.ASSETS
+    return system, assets.load_text(words, system), trees

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run begins: its system's sizes and each tree's parameters, from what `config.start` says.
+
+random    fresh values
+assets    the shipped nano weights
+a run     its running average where it has one, else its parameters
+a folder  a released one (`hf.folders`): a ThinkGen pipeline, a Qwen3-VL for the MLLM, or an
+          OmniGen2 pipeline for DiT and autoencoder; its configs then decide the sizes, and the
+          MLLM's folder the tokenizer
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from thinkgen_jax import checkpoint, parts, sharding
+from thinkgen_jax.hf import assets, folders
+from thinkgen_jax.hf.rules import flatten
+from thinkgen_jax.models import presets
+from thinkgen_jax.models.presets import System
+from thinkgen_jax.steps import flow_sft
+from thinkgen_jax.structs import Tree
+
+SHIPPED = "nano"  # preset of the shipped weights
+WORDS = ("random", "assets")  # what `config.start` may say beside the name of a folder
+PREPAD = "prepad_embed"  # the DiT's parameter that `config.prepad=0` leaves out
+
+
+def system_of(config: ConfigDict) -> System:
+    """The sizes of a run: the preset's, then those of released folders, then the config's changes.
+
+    Raises:
+      ValueError: for a released folder whose configs are damaged or do not fit.
+    """
+    system = presets.get(config.model)
+    for tree in parts.TREES:
+        source = config.start[tree]
+        if released(source):
+            found = folders.read_system(source, system)
+            system = replace(system, **{tree: getattr(found, tree)})
+            if tree == "mllm":
+                width = 2 * system.mllm.hidden_size
+                system = replace(system, dit=replace(system.dit, condition_dim=width))
+    if config.prepad is not None:
+        system = replace(system, dit=replace(system.dit, num_prepad=config.prepad))
+    if config.get("dit_condition"):
+        dit = replace(system.dit, condition_dim=config.dit_condition, num_prepad=0)
+        system = replace(system, dit=dit)
+    return system
+
+
+def released(source: str | Path) -> str | None:
+    """The kind of a released folder; None for anything else."""
+    return None if source in WORDS or not Path(source).is_dir() else folders.kind(source)
+
+
+def of_checkpoint(path: str) -> dict[str, str]:
+    """What `config.start` says for a whole system: a run's or a released folder's trees.
+
+    Raises:
+      ValueError: missing, foreign or damaged.
+    """
+    if not released(path):
+        return checkpoint.sources(path)
+    return {tree: path for tree in parts.TREES if folders.has_tree(path, tree)}
+
+
+def words_folder(config: ConfigDict) -> Path:
+    """Where the tokenizer lies: with a released MLLM, else with the shipped weights."""
+    source = config.start.mllm
+    return folders.words_folder(source) if released(source) else parts.ASSETS
+
+
+def sources(config: ConfigDict) -> dict[str, str]:
+    """`config.start` with absolute paths, so that a run can be read from anywhere."""
+    return {k: v if v in WORDS else str(Path(v).absolute()) for k, v in config.start.items()}
+
+
+def tree_params(config: ConfigDict, system: System, tree: str, log) -> Tree:
+    """Parameters of one tree from where `config.start` says."""
+    source = config.start[tree]
+    key = _key(config, tree)
+    if source == "random":
+        params = parts.random_params(system, tree, key)
+    elif released(source):
+        params = _from_folder(config, system, tree, source, log)
+    elif source == "assets":
+        if system.name != SHIPPED:
+            raise ValueError(
+                f"config.start.{tree}=assets: the shipped weights are {SHIPPED}, not "
+                f"{system.name}; name a run, or random"
+            )
+        shapes = parts.shapes(system, tree)
+        params = assets.load_tree(parts.ASSETS, system, tree, shapes=shapes)
+    else:
+        params = _from_run(config, system, tree, source)
+    if tree == "dit":
+        params = _reinit(config, system, params, key)
+        if config.get("dit_condition"):
+            table = jax.random.normal(key, (system.mllm.vocab_size, config.dit_condition))
+            params = {**params, flow_sft.EMBED: {"embedding": table}}
+    log.info("%s: %s (%d parameters)", tree, source, _count(params))
+    return jax.device_put(params, sharding.infer(params, _mesh()))
+
+
+def _key(config: ConfigDict, tree: str) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(config.seed), sum(tree.encode()))
+
+
+def _mesh() -> jax.sharding.Mesh:
+    return jax.sharding.get_mesh()
+
+
+def _from_folder(config: ConfigDict, system: System, tree: str, source: str, log) -> Tree:
+    """Reads a tree from a released folder, tensor by tensor, to where it shall lie."""
+    shapes = parts.shapes(system, tree)
+    how = dict(shapes=shapes, dtype="float32", place=sharding.infer(shapes, _mesh()))
+    if tree == "dit" and released(source) == "omnigen2":
+        key = _key(config, tree)
+
+        def fresh(paths: Sequence[str]) -> dict[str, jax.Array]:
+            """Only what is asked for is computed."""
+
+            def chosen(key):
+                made = flatten(parts.random_tree(system, tree, key))
+                return {path: made[path] for path in paths}
+
+            return jax.jit(chosen)(key)
+
+        params, made = folders.read_start(source, system, fresh=fresh, **how)
+        log.info("%s: fresh %s", tree, ", ".join(made))
+        return params
+    return folders.read_tree(source, system, tree, **how)
+
+
+def _from_run(config: ConfigDict, system: System, tree: str, source: str) -> Tree:
+    """Reads a tree from a run: its running average if it has one."""
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(
+            f"config.start.{tree}={source}: no such run; train it first, e.g. "
+            f"python -m thinkgen_jax.train --config=configs/{path.name.split('-')[0]}.py"
+        )
+    found = checkpoint.restore_learned(path, tree)
+    found = {k: v for k, v in found.items() if k != flow_sft.EMBED}
+    if tree == "dit" and config.reinit:
+        return found
+    _compare(found, parts.shapes(system, tree), f"config.start.{tree}={source}")
+    return found
+
+
+def _reinit(config: ConfigDict, system: System, params: Tree, key: jax.Array) -> Tree:
+    """Fresh values for parameters that match `config.reinit`, or that the source does not have."""
+    if not config.reinit:
+        return params
+    fresh = parts.random_params(system, "dit", key)
+    flat = dict(_flat(params))
+    hits = 0
+
+    def pick(path, leaf):
+        nonlocal hits
+        name = sharding.path_name(path)
+        if any(re.search(pattern, name) for pattern in config.reinit):
+            hits += 1
+            return leaf
+        if name not in flat or flat[name].shape != leaf.shape:
+            raise ValueError(f"config.start.dit: {name} is missing or mis-shaped there")
+        return flat[name]
+
+    out = jax.tree_util.tree_map_with_path(pick, fresh)
+    if not hits:
+        raise ValueError(f"config.reinit={config.reinit} matches no parameter")
+    return out
+
+
+def _compare(found: Tree, wanted: Tree, where: str) -> None:
+    a, b = dict(_flat(found)), dict(_flat(wanted))
+    for name in sorted(a.keys() | b.keys()):
+        if name not in a or name not in b or a[name].shape != b[name].shape:
+            sizes = [str(getattr(t.get(name), "shape", "nothing")) for t in (a, b)]
+            raise ValueError(f"{where}: {name} is {sizes[0]} there, {sizes[1]} here")
+
+
+def _flat(tree: Tree) -> Iterator[tuple[str, object]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield sharding.path_name(path), leaf
+
+
+def _count(params: Tree) -> int:
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
