@@ -23,13 +23,14 @@ FLOORS = {  # room: the rooms it may import beside itself
     **{"sampling": BODIES, "steps": BODIES | {"sampling"}, "hf": BODIES | {"data"}},
     **{"parts": BELOW, "pipeline": BELOW | {"parts"}, "bench": BELOW | {"parts", "pipeline"}},
     **{"rollout": BELOW | {"parts", "pipeline"}, "phases": BELOW | {"parts", "rollout"}},
-    **{"recipe": BELOW | ROADS},  # before the doors: what their configs mean
-    **{door: BELOW | ROADS | {"recipe", "cli"} for door in DOORS},
+    # Before the doors: what their configs mean.
+    **{"starts": BELOW | {"parts"}, "recipe": BELOW | ROADS | {"starts"}},
+    **{door: BELOW | ROADS | {"starts", "recipe", "cli"} for door in DOORS},
 }
 FENCES = {  # third-party package: beginnings of the paths, below the package, that may import it
     **{"flax": ("models/",), "optax": ("optim.py", "steps/"), "orbax": ("checkpoint.py",)},
     **{"grain": ("data/",), "absl": (*DOORS, "cli.py"), "safetensors": ("hf/",)},
-    **{"ml_collections": (*DOORS, "recipe.py")},
+    **{"ml_collections": (*DOORS, "recipe.py", "starts.py")},
     **{"transformers": ("data/text.py",), "tokenizers": ("data/text.py",)},
     **{"scipy": ("world/", "data/"), "PIL": ("world/", "data/", "logs.py")},
     **{"matplotlib": ("report.py",), "tensorboardX": ("logs.py",), "tqdm": ("logs.py",)},
