@@ -21,11 +21,11 @@ def streams() -> dict:
     network learns several times as fast what they say. Full arrangements teach most a picture.
     """
     return dict(
-        a_placed=common.stream(0.24, PLACED, length=76, tidy=True),
-        b_arranged=common.stream(0.18, ARRANGED, length=116, tidy=True),
-        c_drawn=common.stream(0.30, DRAWN, length=76, tidy=True),
-        d_signs=common.stream(0.15, dict(text=1.0), length=112),
-        e_edited=common.stream(0.10, EDITED, pictures=1, length=80),
+        a_placed=common.stream(0.18, PLACED, length=76, tidy=True),
+        b_arranged=common.stream(0.14, ARRANGED, length=112, tidy=True),
+        c_drawn=common.stream(0.43, DRAWN, length=76, tidy=True),
+        d_signs=common.stream(0.12, dict(text=1.0), length=112),
+        e_edited=common.stream(0.10, EDITED, pictures=1, length=76),
         f_context=common.stream(0.03, dict(in_context=1.0), pictures=3, length=112, tidy=True),
     )
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage 3, fine-tuning: all of the DiT on a better set, low rate.
 
-More signs, more edits, and words that stand behind a thought: states there differ from those behind
+More users' sentences, and words that stand behind a thought: states there differ from those behind
 an empty one, and the DiT of the nano system is too small to obey them unseen.
 """
 
 from configs import align, common
 
 WEIGHTS = dict(
-    a_placed=0.08, b_arranged=0.07, c_drawn=0.24, d_signs=0.14, e_edited=0.15, f_context=0.05
+    a_placed=0.09, b_arranged=0.07, c_drawn=0.38, d_signs=0.10, e_edited=0.10, f_context=0.04
 )
 THOUGHT = dict(composition=0.7, reasoning=0.3)
 
@@ -20,8 +20,8 @@ def streams() -> dict:
         mix[name]["weight"] = weight
     return dict(
         **mix,
-        g_thought=common.stream(0.19, THOUGHT, length=112, tidy=True, thinking=True),
-        h_thought_signs=common.stream(0.08, dict(text=1.0), length=176, thinking=True),
+        g_thought=common.stream(0.15, THOUGHT, length=112, tidy=True, thinking=True),
+        h_thought_signs=common.stream(0.07, dict(text=1.0), length=176, thinking=True),
     )
 
 

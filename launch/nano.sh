@@ -20,7 +20,15 @@ train nano_vae --workdir=runs/nano_vae_soft --config.start.vae=runs/nano_vae-nan
 train nano_vae --workdir=runs/nano_vae_whole --config.start.vae=runs/nano_vae_soft \
   --config.plans.vae_sft.loss.kl=0.03 --config.plans.vae_sft.crop=0 --config.steps=400 \
   --config.optim.vae.lr=6e-4 --config.optim.vae.total_steps=400 --config.optim.vae.warmup_steps=20
-python -m thinkgen_jax.convert --vae=runs/nano_vae_whole --out=thinkgen_jax/assets/nano
+# Faint shapes on dark ground come last: the decoder alone learns on, the codes stay what they are.
+train nano_vae --workdir=runs/nano_vae_decoder --config.start.vae=runs/nano_vae_whole \
+  --config.plans.vae_sft.loss.kl=0.03 --config.plans.vae_sft.crop=0 --config.steps=1100 \
+  --config.plans.vae_sft.streams.a.scenarios.composition=0.65 \
+  --config.plans.vae_sft.streams.a.scenarios.text=0.15 \
+  --config.plans.vae_sft.streams.a.scenarios.edit=0.2 \
+  --config.optim.vae.trainable="('decoder',)" \
+  --config.optim.vae.lr=1.2e-3 --config.optim.vae.total_steps=1100 --config.optim.vae.warmup_steps=20
+python -m thinkgen_jax.convert --vae=runs/nano_vae_decoder --out=thinkgen_jax/assets/nano
 
 train nano_mllm
 train nano_dit
