@@ -129,6 +129,19 @@ def test_alike_objects_share_their_diameter():
     assert len({o.d for o in scene.objects}) == 1
 
 
+def test_tidy_pictures_mostly_have_the_usual_cells():
+    """The first pattern in the order of the looks: 0.7, and half of 2 in 10 of the rest."""
+    looks = [Look("circle", "red", "medium"), Look("star", "blue", "medium")]
+    found = [
+        tuple(map(layout.cell, layout.arrange(random.Random(i), looks, tidy=True).objects))
+        for i in range(600)
+    ]
+    share = sum(cells == (3, 5) for cells in found) / len(found)
+    assert abs(share - (0.7 + 0.3 * 0.2 / 2)) < 0.06 and len(set(found)) > 5
+    loose = [layout.arrange(random.Random(i), looks).objects for i in range(200)]
+    assert sum(tuple(map(layout.cell, o)) == (3, 5) for o in loose) < 50
+
+
 def test_stripes_begin_on_whole_pixels():
     rng = random.Random(5)
     for size in ("medium", "large"):
