@@ -61,7 +61,9 @@ def test_flags_reach_the_model(door, painter, tmp_path, capsys):
     images.save("in.png", RED[:8])
     words = ["--prompt=p", "--image=in.png", "--image=in.png", "--task=reflect", "--rounds=2"]
     numbers = ["--steps=7", "--text_guidance=5", "--image_guidance=2.5", "--temperature=0.5"]
-    door(*words, *numbers, "--negative=ugly", "--size=8X16", "--seed=9")
+    ways = ["--solver=dpm", "--reuse=taylorseer", "--guidance_start=0.25", "--guidance_end=0.75"]
+    ways += ["--threshold=0.2"]
+    door(*words, *numbers, *ways, "--negative=ugly", "--size=8X16", "--seed=9")
     ((request,), settings) = painter[0]
     assert (request.task, request.think, request.size, request.seed) == (
         "reflect",
@@ -71,6 +73,7 @@ def test_flags_reach_the_model(door, painter, tmp_path, capsys):
     )
     assert [i.shape for i in request.images] == [(8, 16, 3)] * 2
     want = dict(steps=7, text_guidance=5.0, image_guidance=2.5, temperature=0.5)
+    want |= dict(solver="dpm", reuse="taylorseer", start=0.25, end=0.75, threshold=0.2)
     assert {k: getattr(settings, k) for k in want} == want
     assert (settings.negative, settings.rounds) == ("ugly", 2)
     about = json.loads((tmp_path / "picture.json").read_text())

@@ -360,11 +360,33 @@ def test_impossible_requests_are_refused(request_, message):
         (dict(temperature=-1.0), "--temperature"),
         (dict(colour=1), "colour"),
         (dict(start=0.9, end=0.1), "guidance from"),
+        (dict(solver="heun"), "--solver=heun is not one of euler, dpm"),
+        (dict(reuse="luck"), "--reuse=luck is not one of none, teacache, taylorseer"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         default(SYSTEM, **changes)
+
+
+def test_solver_and_reuse_change_the_picture_but_not_much(quick):
+    """The same noise and words: other steps end near the same picture, and not at it."""
+    parts, params = quick
+    request = Request("a red cat", think=False, size=(16, 16), seed=1)
+
+    def drawn(**changes):
+        settings = default(parts.system, steps=16, text_guidance=1.0, **changes)
+        (result,) = pipeline.generate(parts, params, [request], settings)
+        return result.image.astype(int)
+
+    plain = drawn()
+    for changes in (
+        dict(solver="dpm"),
+        dict(reuse="teacache", threshold=4.0),
+        dict(reuse="taylorseer"),
+    ):
+        far = np.abs(drawn(**changes) - plain)
+        assert 0 < far.max() and far.mean() < 12, changes
 
 
 def test_blind_models_refuse_to_look():

@@ -66,7 +66,10 @@ SOLVER = flags.DEFINE_enum(
     "solver", "euler", SOLVERS, "dpm: DPM-Solver++ of order 2.", flag_values=FLAGS
 )
 REUSE = flags.DEFINE_enum(
-    "reuse", "none", tuple(REUSES), "Steps that skip the DiT's joint layers.", flag_values=FLAGS
+    "reuse", "none", REUSES, "Steps that skip the DiT's joint layers.", flag_values=FLAGS
+)
+THRESHOLD = flags.DEFINE_float(
+    "threshold", 0.05, "Of --reuse=teacache; larger skips more.", flag_values=FLAGS
 )
 NEGATIVE = flags.DEFINE_string(
     "negative", None, "Negative prompt; default the system's.", flag_values=FLAGS
@@ -112,6 +115,7 @@ def run() -> list[Result]:
         end=END.value,
         solver=SOLVER.value,
         reuse=REUSE.value,
+        threshold=THRESHOLD.value,
         negative=NEGATIVE.value,
         temperature=TEMPERATURE.value,
         rounds=ROUNDS.value,

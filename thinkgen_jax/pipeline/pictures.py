@@ -22,12 +22,12 @@ from thinkgen_jax.models.vae import Vae
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.pipeline import words
 from thinkgen_jax.pipeline.settings import (
-    REUSES,
     Settings,
     bucket,
     chunks,
     condition_room,
     filled,
+    reuse_of,
 )
 from thinkgen_jax.pipeline.words import Reading
 from thinkgen_jax.sampling import dpm, flow
@@ -144,7 +144,7 @@ def _paint_batch(
         grid,
         dpm.weights(grid) if settings.solver == "dpm" else None,
         guidance=guidance,
-        how=REUSES[settings.reuse],
+        how=reuse_of(settings),
     )
     return np.asarray(pixels)
 

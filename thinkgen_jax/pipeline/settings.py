@@ -8,12 +8,12 @@ import numpy as np
 
 from thinkgen_jax.data import images
 from thinkgen_jax.models.presets import System
-from thinkgen_jax.sampling.reuse import TaylorSeer, TeaCache
+from thinkgen_jax.sampling.reuse import Reuse, TaylorSeer, TeaCache
 from thinkgen_jax.structs import Request
 
 TASKS = ("draw", "reflect", "understand")
 SOLVERS = ("euler", "dpm")
-REUSES = {"none": None, "teacache": TeaCache(), "taylorseer": TaylorSeer()}
+REUSES = ("none", "teacache", "taylorseer")
 LEAST = 64  # shortest padded length in tokens; longer ones are this times a power of two
 SEEDS = 2**32
 MOST = 1000.0  # no guidance scale or temperature beyond means anything
@@ -29,6 +29,7 @@ class Settings:
       start, end: share of the steps inside which guidance acts.
       solver: "euler", or "dpm" for DPM-Solver++ of order 2.
       reuse: "none"; "teacache" or "taylorseer" let steps do without the joint layers.
+      threshold: of TeaCache, at least 0; larger skips more.
       negative: what guidance points away from; "" points away from the bare template.
       temperature, top_p, top_k: how thoughts and answers are drawn; temperature 0 is greedy.
       rounds: most repairs of a reflection.
@@ -43,6 +44,7 @@ class Settings:
     end: float = 1.0
     solver: str = "euler"
     reuse: str = "none"
+    threshold: float = 0.05
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -67,7 +69,7 @@ def default(system: System, **changes: object) -> Settings:
     for name in ("steps", "rounds", "batch"):
         if getattr(made, name) < 1:
             raise ValueError(f"--{name}={getattr(made, name)}, must be at least 1")
-    for name in ("text_guidance", "image_guidance", "temperature"):
+    for name in ("text_guidance", "image_guidance", "temperature", "threshold"):
         if not 0 <= getattr(made, name) <= MOST:
             raise ValueError(f"--{name}={getattr(made, name)}, must lie in [0, {MOST:g}]")
     for name, known in (("solver", SOLVERS), ("reuse", REUSES)):
@@ -76,6 +78,13 @@ def default(system: System, **changes: object) -> Settings:
     if not 0 <= made.start <= made.end <= 1:
         raise ValueError(f"guidance from {made.start} to {made.end}: must rise inside [0, 1]")
     return made
+
+
+def reuse_of(settings: Settings) -> Reuse | None:
+    """How steps do without the joint layers, as the sampler takes it."""
+    if settings.reuse == "teacache":
+        return TeaCache(settings.threshold)
+    return TaylorSeer() if settings.reuse == "taylorseer" else None
 
 
 def check(request: Request, system: System) -> None:
