@@ -87,7 +87,7 @@ def _system() -> System:
     """Of the sources, an MLLM's folder first decides the width that the others fit."""
     system = presets.get(PRESET.value)
     for folder in SOURCE.value:
-        if not Path(folder).is_dir() or folders.kind(folder) is None:
+        if folders.kind(folder) is None:
             raise ValueError(f"--source={folder}: no released folder")
     for folder in sorted(SOURCE.value, key=lambda path: folders.kind(path) != "qwen3vl"):
         system = folders.read_system(folder, system if PRESET.present else None)
@@ -101,7 +101,7 @@ def _trees(system: System) -> dict[str, Tree]:
         if flag.value is None:
             continue
         shapes = parts.shapes(system, tree)
-        if Path(flag.value).is_dir() and folders.kind(flag.value):
+        if folders.kind(flag.value):
             trees[tree] = folders.read_tree(flag.value, system, tree, shapes=shapes)
         else:
             trees[tree] = jax.device_get(checkpoint.restore_learned(flag.value, tree, shapes))

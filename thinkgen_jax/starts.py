@@ -56,7 +56,7 @@ def system_of(config: ConfigDict) -> System:
 
 def released(source: str | Path) -> str | None:
     """The kind of a released folder; None for anything else."""
-    return None if source in WORDS or not Path(source).is_dir() else folders.kind(source)
+    return None if source in WORDS else folders.kind(source)
 
 
 def of_checkpoint(path: str) -> dict[str, str]:

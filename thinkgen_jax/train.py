@@ -112,6 +112,12 @@ def loop(
     """Steps `start` to `config.steps`, committing on the way and at the end."""
     guard, recent = Guard(config.limit_skipped), deque(maxlen=window(config))
     root = jax.random.key(config.seed)
+    meta = {
+        "config": recipe.plain(config),
+        "preset": config.model,
+        "system": dataclasses.asdict(setup.parts.system),
+        "start": starts.sources(config),
+    }
     bar = logs.Writer(workdir, start=start, total=config.steps, shown=SHOWN)
     with _interrupts() as stop, bar as writer:
         for step in range(start, config.steps):
@@ -131,7 +137,7 @@ def loop(
             if done % config.checkpoint.every == 0 or done == config.steps or stop():
                 guard.settle()
                 writer.flush()
-                save(saves, done, states, built, config, standing(recent))
+                save(saves, done, states, built, meta, standing(recent))
             if stop():
                 saves.wait()
                 raise SystemExit(f"stopped at step {done}; the same command goes on from there")
@@ -185,18 +191,12 @@ def save(
     step: int,
     states: States,
     built: dict[str, Phase],
-    config: ConfigDict,
+    meta: dict,
     score: float | None,
 ) -> None:
     """Starts one commit of everything that a resumed run needs."""
     data = {name: phase.data.get_state() for name, phase in built.items()}
     finite = checkpoint.is_finite({k: s.params for k, s in states.items()})
-    meta = {
-        "config": recipe.plain(config),
-        "preset": config.model,
-        "system": dataclasses.asdict(starts.system_of(config)),
-        "start": starts.sources(config),
-    }
     saves.save(step, states, data=data, meta=meta, finite=finite, score=score)
 
 

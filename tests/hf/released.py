@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tests.golden import cases, golden_dir
+from thinkgen_jax.hf.rules import flatten
 
 STEMS = {
     "mllm": ("mllm", "model", "qwen3vl_tiny"),
@@ -138,3 +139,12 @@ def assert_same_tensors(got, want):
     for name, x in want.items():
         assert got[name].dtype == x.dtype and got[name].shape == x.shape, name
         assert got[name].tobytes() == x.tobytes(), name
+
+
+def assert_trees_equal(got, want):
+    """The same parameters by path, dtype and value."""
+    got, want = flatten(got), flatten(want)
+    assert got.keys() == want.keys()
+    for path, x in want.items():
+        assert got[path].dtype == x.dtype, path
+        np.testing.assert_array_equal(np.asarray(got[path]), x, err_msg=path)

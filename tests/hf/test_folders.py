@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.hf import released
-from tests.hf.released import EMBED, HEAD
+from tests.hf.released import EMBED, HEAD, assert_trees_equal
 from tests.toy import SYSTEM as TINY
 from thinkgen_jax import parts
 from thinkgen_jax.hf import folders, streams
@@ -28,14 +28,6 @@ def expected(name):
     tensors = released.weights(PARTS[name])
     tensors.pop("prepad_mask", None)
     return to_jax(tensors, TABLES[name](getattr(TINY, name)), SHAPES[name])
-
-
-def assert_trees_equal(got, want):
-    got, want = flatten(got), flatten(want)
-    assert got.keys() == want.keys()
-    for path, x in want.items():
-        assert got[path].dtype == x.dtype, path
-        np.testing.assert_array_equal(np.asarray(got[path]), x, err_msg=path)
 
 
 def networks(system):

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from tests.hf import released
+from tests.hf.released import assert_trees_equal
 from tests.toy import SYSTEM as TINY
 from thinkgen_jax import parts, sharding
 from thinkgen_jax.hf import dit, streams
@@ -51,14 +52,6 @@ def big(tmp_path_factory):
     file = tmp_path_factory.mktemp("big") / "model.safetensors"
     save_file(big_tensors(), file)
     return file
-
-
-def assert_trees_equal(got, want):
-    got, want = flatten(got), flatten(want)
-    assert got.keys() == want.keys()
-    for path, x in want.items():
-        assert got[path].dtype == x.dtype, path
-        np.testing.assert_array_equal(np.asarray(got[path]), x, err_msg=path)
 
 
 def tracked(entries):

@@ -38,7 +38,7 @@ def load(
     folder = Path(putting.ASSETS if path is None else path)
     if path is None and not assets.is_assets(folder):
         raise ValueError("this copy has no shipped weights; name a folder or run: --checkpoint=...")
-    released = folders.kind(folder) if folder.is_dir() else None
+    released = folders.kind(folder)
     if start and (released or assets.is_assets(folder)):
         raise ValueError(f"--start={','.join(start)} needs the --checkpoint of a run")
     if released:
@@ -90,6 +90,5 @@ def _from_run(path: Path, dtype: str, start: Sequence[str]) -> tuple[System, Tex
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
         trees[name] = checkpoint.restore_learned(source, name, wanted)
     begun = meta.get("start", {}).get("mllm", "assets")
-    learnt = Path(begun).is_dir() and folders.kind(begun)
-    words = folders.words_folder(begun) if learnt else putting.ASSETS
+    words = folders.words_folder(begun) if folders.kind(begun) else putting.ASSETS
     return system, assets.load_text(words, system), trees
