@@ -7,22 +7,17 @@ an empty one, and the DiT of the nano system is too small to obey them unseen.
 
 from configs import align, common
 
-WEIGHTS = dict(
-    a_placed=0.09, b_arranged=0.07, c_drawn=0.38, d_signs=0.10, e_edited=0.10, f_context=0.04
-)
-THOUGHT = dict(composition=0.7, reasoning=0.3)
+WEIGHTS = dict(a_words=0.50, b_edited=0.15, c_context=0.07)
+THOUGHT = dict(composition=0.45, reasoning=0.20, text=0.35)
 
 
 def streams() -> dict:
-    """Quality mix: what stage 2 is weakest at weighs more."""
+    """Quality mix: users' and instructions' words, some of them behind thoughts."""
     mix = align.streams()
     for name, weight in WEIGHTS.items():
         mix[name]["weight"] = weight
-    return dict(
-        **mix,
-        g_thought=common.stream(0.15, THOUGHT, length=112, tidy=True, thinking=True),
-        h_thought_signs=common.stream(0.07, dict(text=1.0), length=176, thinking=True),
-    )
+    thought = common.stream(0.28, THOUGHT, length=176, tidy=True, thinking=True)
+    return dict(**mix, d_thought=thought)
 
 
 def get_config(arg=None):
@@ -34,14 +29,17 @@ def get_config(arg=None):
     if nano:
         config.start = dict(mllm="runs/nano_mllm-nano", dit="runs/pretrain-nano", vae="assets")
     batch = 24 if nano else 256
-    config.plans = dict(flow_sft=dict(batch=batch, streams=streams(), drop=0.1, plain=False))
+    config.plans = dict(
+        flow_sft=dict(batch=batch, streams=streams(), drop=0.1, plain=False, workers=0)
+    )
     if nano:
-        config.plans.flow_sft.draws = 2
+        config.plans.flow_sft.update(draws=2, shift=3.0)
     config.optim = dict(
         dit=common.optim(
             method="muon" if nano else "adamw",
-            lr=3e-4 if nano else 2e-5,
+            lr=1e-3 if nano else 2e-5,
             schedule="cosine",
+            final_fraction=0.03 if nano else 0.1,
             warmup_steps=20 if nano else 500,
             total_steps=config.steps,
             ema_decay=0.998 if nano else None,

@@ -11,11 +11,14 @@ begins near the noise (shift 16), and goes on towards the data in pretrain (4) a
 from configs import align, common
 
 # Two objects with told places are the least picture in which words must find their place.
-ARRANGED = {
-    "arrangement/all1": 0.12,
-    "arrangement/all2": 0.55,
-    "arrangement/all3": 0.18,
-    "arrangement/all4": 0.15,
+WORDS = {
+    "arrangement/all1": 0.06,
+    "arrangement/all2": 0.28,
+    "arrangement/all3": 0.10,
+    "arrangement/all4": 0.08,
+    "composition": 0.24,
+    "reasoning": 0.06,
+    "text": 0.18,
 }
 
 
@@ -30,12 +33,11 @@ def get_config(arg=None):
         flow_sft=dict(
             batch=24,
             streams=dict(
-                a_arranged=common.stream(0.48, ARRANGED, length=56, tidy=True),
-                b_drawn=common.stream(0.3, align.DRAWN, length=36, tidy=True),
-                c_signs=common.stream(0.12, dict(text=1.0), length=48),
-                d_edited=common.stream(0.1, align.EDITED, pictures=1, length=32),
+                a_words=common.stream(0.85, WORDS, length=56, tidy=True),
+                b_edited=common.stream(0.15, align.EDITED, pictures=1, length=32),
             ),
             pool=4,
+            workers=0,
             draws=2,
             shift=16.0,
             drop=0.1,

@@ -20,6 +20,7 @@ def get_config(arg=None):
     words = dict(composition=0.4, reasoning=0.6)
     config.plans = dict(
         text_sft=dict(
+            workers=0,
             batch=16,
             streams=dict(
                 a_words=common.stream(0.36, words, length=112),

@@ -19,6 +19,7 @@ def get_config(arg=None):
     scenarios = dict(composition=0.25, text=0.6, reasoning=0.1, edit=0.1)
     config.plans = dict(
         vae_sft=dict(
+            workers=0,
             batch=16,
             streams=dict(a=common.stream(1.0, scenarios)),
             loss=dict(mse=0.5, edge=2.0, kl=2e-3),

@@ -53,6 +53,7 @@ def test_group_of_one_is_refused():
     [
         (dict(batch=0), "batch = 0: must be at least 1"),
         (dict(pool=0), "pool = 0: must be at least 1"),
+        (dict(workers=2, pool=4), "workers = 2, pool = 4: .* pool must be 1"),
         (dict(draws=-1), "draws = -1: must be at least 1"),
         (dict(drop=1.5), r"drop = 1.5, silent = 0.2: must lie in \[0, 1\]"),
         (dict(shift=0.0), "shift = 0.0: must be above 0"),

@@ -43,6 +43,8 @@ class SftPlan:
       streams: kinds of batches, mixed by weight.
       pool: batches whose rows are sorted by length together, so that short ones are padded less;
         1 gives every batch the stream's length (flow_sft).
+      workers: processes that make the batches; 0 for an accelerator-less machine, where a step takes
+        longer than its batch.
       drop: share of words dropped for guidance (flow_sft).
       wrong: by scenario, share of thoughts that come to a wrong conclusion (text_sft).
       silent: share of responses without a thought (text_sft).
@@ -57,6 +59,7 @@ class SftPlan:
     batch: int
     streams: tuple[Stream, ...]
     pool: int = 1
+    workers: int = 0
     drop: float = 0.1
     wrong: Mapping[str, float] = field(default_factory=dict)
     silent: float = 0.2
@@ -70,6 +73,11 @@ class SftPlan:
         for name in ("batch", "pool", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.workers < 0 or (self.workers and self.pool > 1):
+            raise ValueError(
+                f"workers = {self.workers}, pool = {self.pool}: workers must be at least 0, and "
+                "with workers each batch is made by itself, so pool must be 1"
+            )
         if not 0 <= self.drop <= 1 or not 0 <= self.silent <= 1:
             raise ValueError(f"drop = {self.drop}, silent = {self.silent}: must lie in [0, 1]")
         if self.shift is not None and self.shift <= 0:
@@ -172,7 +180,7 @@ def _vae(plan: SftPlan, setup: Setup) -> Phase:
         state, metrics = step(states["vae"], batch, key)
         return {**states, "vae": state}, metrics, None
 
-    return Phase("vae", batches.mixed(data, [s.weight for s in plan.streams]), update)
+    return Phase("vae", _mixed(data, plan), update)
 
 
 def _text(plan: SftPlan, setup: Setup) -> Phase:
@@ -187,7 +195,7 @@ def _text(plan: SftPlan, setup: Setup) -> Phase:
         state, metrics = step(states["mllm"], batch)
         return {**states, "mllm": state}, metrics, None
 
-    return Phase("mllm", batches.mixed(data, [s.weight for s in plan.streams]), update)
+    return Phase("mllm", _mixed(data, plan), update)
 
 
 def _flow(plan: SftPlan, setup: Setup) -> Phase:
@@ -213,7 +221,11 @@ def _flow(plan: SftPlan, setup: Setup) -> Phase:
         state, metrics = step(states["dit"], frozen, batch, key)
         return {**states, "dit": state}, metrics, None
 
-    return Phase("dit", batches.mixed(data, [s.weight for s in plan.streams]), update)
+    return Phase("dit", _mixed(data, plan), update)
+
+
+def _mixed(data: Sequence, plan: SftPlan):
+    return batches.mixed(data, [s.weight for s in plan.streams], workers=plan.workers)
 
 
 # --- reinforcement ---

@@ -3,6 +3,7 @@
 
 import importlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,12 +22,12 @@ def shape():
 
 @pytest.mark.parametrize("name", ["nano_dit", "align", "pretrain", "finetune"])
 def test_rows_fit_their_streams(name):
-    """A row too long would stop a run hours in; 200 pictures of every stream are looked at."""
+    """A row too long would stop a run hours in; 600 pictures of every stream are looked at."""
     config = importlib.import_module(f"configs.{name}").get_config()
     plan, words = config.plans.flow_sft, shape()
     for stream in plan.streams.values():
         how = dict(weights=dict(stream.scenarios), tidy=stream.tidy, thinking=stream.thinking)
-        for i in range(200):
+        for i in range(600):
             made = sources.drawing(i, seed=1, split="train", drop=0.1, **how)
             count = len(batches._words(made, words, plan.plain))
             assert count <= stream.length, (made.prompt, count)
@@ -82,17 +83,28 @@ def test_pooled_rows_are_the_plain_ones():
     assert {plain[i].prompt.ids.shape[1] for i in range(4)} == {80}
 
 
-def test_mixture_goes_on_where_it_stopped():
-    def opened():
-        kinds = (STREAM, Stream(1.0, {"text": 1.0}, length=112))
-        data = [batches.flow_stream(k, shape(), size=2, drop=0.0, plain=True) for k in kinds]
-        return batches.mixed(data, [0.7, 0.3])
+def opened(workers=0):
+    kinds = (STREAM, Stream(1.0, {"text": 1.0}, length=112))
+    data = [batches.flow_stream(k, shape(), size=2, drop=0.0, plain=True) for k in kinds]
+    return batches.mixed(data, [0.7, 0.3], workers=workers)
 
-    first = opened()
+
+def test_workers_make_the_same_batches_in_the_same_order():
+    alone, several = opened(), opened(workers=2)
+    for _ in range(5):
+        for one, other in zip(
+            jax.tree.leaves(next(alone)), jax.tree.leaves(next(several)), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mixture_goes_on_where_it_stopped(workers):
+    first = opened(workers)
     seen = [next(first).pixels for _ in range(3)]
     place = batches.position(first)
     later = next(first).pixels
-    again = opened()
+    again = opened(workers)
     again.set_state(place)
     np.testing.assert_array_equal(next(again).pixels, later)
     assert not np.array_equal(seen[0], later)

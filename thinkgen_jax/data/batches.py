@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 
 import grain
 import numpy as np
+from absl import flags
 
 from thinkgen_jax.data import sources
 from thinkgen_jax.data.images import VisionSpec, merged_tokens
@@ -61,14 +62,27 @@ class Shape:
     split: str = "train"
 
 
-def mixed(streams: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.DatasetIterator:
-    """Mixes streams of batches by weight and opens the iterator."""
+def mixed(
+    streams: Sequence[grain.MapDataset], weights: Sequence[float], *, workers: int = 0
+) -> grain.DatasetIterator:
+    """Mixes streams of batches by weight and opens the iterator.
+
+    Args:
+      workers: processes that make the batches, the same ones in the same order; 0 makes them in a
+        thread of this one.
+    """
     total = sum(weights)
     data = streams[0]
     if len(streams) > 1:
         data = grain.MapDataset.mix(list(streams), weights=[w / total for w in weights])
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(data.to_iter_dataset(options))
+    dataset = data.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain asks flags of its own, whoever calls
+        several = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(several)
+    return iter(dataset)
 
 
 def batched(example: Callable[[int], object], size: int, collate: Callable) -> grain.MapDataset:
