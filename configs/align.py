@@ -10,13 +10,13 @@ from configs import common
 CONNECTOR = ("caption_embedder", "prepad_embed")
 # Full arrangements teach most a picture, compositions and riddles are what is asked for.
 WORDS = {
-    "arrangement/all1": 0.08,
-    "arrangement/all2": 0.13,
+    "arrangement/all1": 0.07,
+    "arrangement/all2": 0.11,
     "arrangement/all3": 0.08,
     "arrangement/all4": 0.08,
-    "composition": 0.38,
+    "composition": 0.36,
     "reasoning": 0.08,
-    "text": 0.17,
+    "text": 0.22,
 }
 EDITED = dict(edit=0.6, reasoning_edit=0.25, reflection=0.15)
 
