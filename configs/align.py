@@ -28,8 +28,8 @@ def streams() -> dict:
     network learns several times as fast what they say. Three streams, for each compiles once.
     """
     return dict(
-        a_words=common.stream(0.80, WORDS, length=112, tidy=True),
-        b_edited=common.stream(0.15, EDITED, pictures=1, length=76),
+        a_words=common.stream(0.80, WORDS, length=124, tidy=True),
+        b_edited=common.stream(0.15, EDITED, pictures=1, length=92),
         c_context=common.stream(0.05, dict(in_context=1.0), pictures=3, length=112, tidy=True),
     )
 

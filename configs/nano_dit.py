@@ -34,7 +34,7 @@ def get_config(arg=None):
             batch=24,
             streams=dict(
                 a_words=common.stream(0.85, WORDS, length=56, tidy=True),
-                b_edited=common.stream(0.15, align.EDITED, pictures=1, length=32),
+                b_edited=common.stream(0.15, align.EDITED, pictures=1, length=40),
             ),
             pool=4,
             workers=0,
