@@ -41,7 +41,7 @@ def painter(monkeypatch):
 
     monkeypatch.setattr(pipeline, "generate", paint)
     model = pipeline.ThinkGen(*tiny())
-    monkeypatch.setattr(generate.ThinkGen, "from_pretrained", lambda path: model)
+    monkeypatch.setattr(generate.ThinkGen, "from_pretrained", lambda path, **how: model)
     return seen
 
 
@@ -55,6 +55,12 @@ def test_draws_from_a_saved_system(door, tmp_path, capsys):
     assert about["instruction"] == "a red cat" and about["size"] == [16, 24]
     assert (about["settings"]["steps"], about["seed"], about["thought"]) == (1, 3, "")
     assert capsys.readouterr().out.endswith("cat.png\n")
+
+
+def test_several_pictures_of_a_request(door, painter, tmp_path):
+    door("--prompt=p", "--images_per_prompt=3", "--seed=5", "--out=cat.png")
+    assert [r.seed for r in painter[0][0]] == [5, 6, 7]
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["cat-1.png", "cat-2.png", "cat-3.png"]
 
 
 def test_flags_reach_the_model(door, painter, tmp_path, capsys):

@@ -139,7 +139,7 @@ def test_whole_requests_equal_official(released, monkeypatch, name):
     case, noise = CASES[name], nhwc(ARRAYS[f"{name}.latents"][0])
     monkeypatch.setattr(pictures, "initial_noise", lambda seed, shape: noise.reshape(shape))
     refs = [nhwc(ARRAYS[k][0]) for k in sorted(ARRAYS) if k.startswith(f"{name}.ref_latents.")]
-    monkeypatch.setattr(pictures, "encode", lambda parts, params, pictures, settings: refs)
+    monkeypatch.setattr(pictures, "encode", lambda *_: refs)
     if case.get("think"):
         monkeypatch.setattr(words.decode, "sample", forced(name))
     how = scales(case)
@@ -234,6 +234,72 @@ def test_references_matter_and_seeds_repeat(quick):
     asked = (first, replace(first, images=(picture(16, 16),)), first, replace(first, seed=2))
     a, b, c, d = (pipeline.generate(*quick, [request])[0].image for request in asked)
     assert (a == c).all() and (a != b).any() and (a != d).any()
+
+
+def test_pictures_of_one_prompt_share_a_greedy_thought(wordy):
+    """The script holds one response: a second reading would find it empty."""
+    parts, params = wordy("hm</think>a red cat<|im_end|>")
+    model = ThinkGen(parts, params)
+    several = model.generate_images("cat", count=3, seed=4, size=(16, 16), text_guidance=1.0)
+    assert [r.instruction for r in several] == ["a red cat"] * 3
+    assert len({r.image.tobytes() for r in several}) == 3
+    with pytest.raises(ValueError, match="count = 0"):
+        model.generate_images("cat", count=0)
+
+
+def test_sampled_thoughts_are_each_their_own(wordy):
+    """Two responses, one a batch row each: equal requests are not merged above temperature 0."""
+    parts, params = wordy("hm</think>a red cat<|im_end|>")
+    asked = [Request("cat", think=True, size=(16, 16), seed=s) for s in (0, 1)]
+    for temperature, different in ((0.0, 1), (1.0, 2)):
+        settings = default(parts.system, temperature=temperature)
+        assert len({pipeline._asks(r, i, settings) for i, r in enumerate(asked)}) == different
+
+
+# --- as the release does it ---------------------------------------------------------------------
+
+
+def test_references_may_be_drawn_from_the_posterior(quick):
+    """Each picture by its own seed: neighbours do not matter, and the mode is something else."""
+    parts, params = quick
+    shown, settings = [picture(16, 16), picture(16, 16)], default(parts.system)
+    mode = pictures.encode(parts, params.vae, shown, settings)
+    drawn = pictures.encode(parts, params.vae, shown, settings, [(3, 0), (3, 1)])
+    (alone,) = pictures.encode(parts, params.vae, shown[1:], settings, [(3, 1)])
+    np.testing.assert_allclose(alone, drawn[1], atol=1e-5)
+    assert np.abs(drawn[0] - mode[0]).max() > 1e-3
+
+    request = Request("make it blue", (shown[0],), seed=3)
+    sampled = putting.build(replace(parts.system, sample_references=True), parts.text)
+    one, other = (pipeline.generate(p, params, [request])[0].image for p in (parts, sampled))
+    assert (one != other).any()
+
+
+def test_parity_is_every_detail_and_nothing_else(tmp_path, quick):
+    parts, params = quick
+    assets.save(tmp_path, parts.system, params._asdict(), parts.text)
+    plain = ThinkGen.from_pretrained(tmp_path).parts.system
+    system = ThinkGen.from_pretrained(tmp_path, parity=True).parts.system
+    assert system.dit == replace(plain.dit, round_time=True, round_latents=True)
+    assert system.vision_pixels == (plain.vision_pixels[0], 16_777_216)
+    assert replace(system, dit=plain.dit, vision_pixels=plain.vision_pixels) == replace(
+        plain, sample_references=True
+    )
+
+
+def test_half_precision_draws_nearly_the_same(tmp_path, quick):
+    parts, params = quick
+    assets.save(tmp_path, parts.system, params._asdict(), parts.text, dtype="float32")
+    exact = ThinkGen.from_pretrained(tmp_path)
+    half = ThinkGen.from_pretrained(tmp_path, dtype="bfloat16", parity=True)
+    assert {x.dtype for x in jax.tree.leaves(half.params.dit)} == {jnp.dtype("bfloat16")}
+    one, other = (
+        m.generate_image("a red cat", think=False, size=(16, 16)).image.astype(float)
+        for m in (exact, half)
+    )
+    assert 0 < np.abs(one - other).mean() < 12
+    with pytest.raises(ValueError, match="--dtype=float16"):
+        ThinkGen.from_pretrained(tmp_path, dtype="float16")
 
 
 # --- what the MLLM writes -------------------------------------------------------------------------

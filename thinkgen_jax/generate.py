@@ -11,8 +11,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from absl import flags
@@ -20,6 +20,7 @@ from absl import flags
 from thinkgen_jax import __version__, cache, cli
 from thinkgen_jax.data import images
 from thinkgen_jax.pipeline import Settings, ThinkGen, check, default
+from thinkgen_jax.pipeline.loading import DTYPES
 from thinkgen_jax.pipeline.settings import REUSES, SOLVERS
 from thinkgen_jax.structs import Request, Result
 
@@ -35,6 +36,9 @@ IMAGE = flags.DEFINE_multi_string(
 )
 REQUESTS = flags.DEFINE_string(
     "requests", None, f"JSONL file of requests; keys {KEYS}.", flag_values=FLAGS
+)
+SEVERAL = flags.DEFINE_integer(
+    "images_per_prompt", 1, "Pictures of each request, with seeds one by one.", flag_values=FLAGS
 )
 THINK = flags.DEFINE_bool("think", True, "Reason before drawing.", flag_values=FLAGS)
 TASK = flags.DEFINE_enum(
@@ -85,6 +89,12 @@ WORKDIR = flags.DEFINE_string("workdir", ".", "Where --out is, if not absolute."
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Run or folder; default the shipped weights.", flag_values=FLAGS
 )
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", DTYPES, "Of parameters and activations.", flag_values=FLAGS
+)
+PARITY = flags.DEFINE_bool(
+    "parity", False, "Do as the release does in every detail.", flag_values=FLAGS
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ def run() -> list[Result]:
     """
     asked = _asked()
     cache.enable()
-    model = ThinkGen.from_pretrained(CHECKPOINT.value)
+    model = ThinkGen.from_pretrained(CHECKPOINT.value, dtype=DTYPE.value, parity=PARITY.value)
     settings = default(
         model.parts.system,
         steps=STEPS.value,
@@ -156,16 +166,30 @@ def _asked() -> list[Asked]:
         if path.suffix != ".png" or path.is_dir():
             raise ValueError(f"--out={path}: want the name of a .png file")
         _folder(path.parent)
-        return [_make(flags_, path)]
+        return list(_copies(_make(flags_, path)))
     folder, source = Path(WORKDIR.value) / (OUT.value or "pictures"), Path(REQUESTS.value)
     _folder(folder)
     asked = []
     for number, line in enumerate(_lines(source), start=1):
         try:
-            asked.append(_make({**flags_, **_parse(line)}, folder / f"{number:04}.png"))
+            asked += _copies(_make({**flags_, **_parse(line)}, folder / f"{number:04}.png"))
         except ValueError as err:
             raise ValueError(f"--requests={source}, line {number}: {err}") from err
     return asked
+
+
+def _copies(asked: Asked) -> Iterator[Asked]:
+    """A request as often as each is drawn: `cat.png`, or `cat-1.png`, `cat-2.png`, ..."""
+    count = SEVERAL.value
+    if count < 1:
+        raise ValueError(f"--images_per_prompt={count}, must be at least 1")
+    if count == 1:
+        yield asked
+        return
+    for n in range(count):
+        request = replace(asked.request, seed=asked.request.seed + n)
+        path = asked.path.with_stem(f"{asked.path.stem}-{n + 1}")
+        yield replace(asked, request=request, path=path)
 
 
 def _lines(path: Path) -> list[str]:
@@ -250,7 +274,7 @@ def _write(one: Asked, result: Result, settings: Settings, seconds: float) -> No
         "picture": None if result.image is None else one.path.name,
         "size": None if result.image is None else list(result.image.shape[:2]),
         "seed": request.seed,
-        "settings": vars(settings),
+        "settings": {**vars(settings), "dtype": DTYPE.value, "parity": PARITY.value},
         "checkpoint": CHECKPOINT.value or "shipped",
         "seconds": round(seconds, 2),
         "version": __version__,

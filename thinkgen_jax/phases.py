@@ -43,8 +43,8 @@ class SftPlan:
       streams: kinds of batches, mixed by weight.
       pool: batches whose rows are sorted by length together, so that short ones are padded less;
         1 gives every batch the stream's length (flow_sft).
-      workers: processes that make the batches; 0 for an accelerator-less machine, where a step takes
-        longer than its batch.
+      workers: processes that make the batches; 0 makes them in this one, which is enough where a
+        step takes longer than its batch.
       drop: share of words dropped for guidance (flow_sft).
       wrong: by scenario, share of thoughts that come to a wrong conclusion (text_sft).
       silent: share of responses without a thought (text_sft).

@@ -69,6 +69,8 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
     Raises:
       ValueError: for anything a user can put right; nothing already done is lost.
     """
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # the workers that make batches ask flags of their own
     checkpoint.ensure_space(workdir, 0)
     check_config(workdir, config, fresh=fresh)
     page = workdir / report.PAGE

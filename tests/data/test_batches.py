@@ -6,6 +6,7 @@ import importlib
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from thinkgen_jax import parts
 from thinkgen_jax.data import batches, sources
@@ -87,6 +88,13 @@ def opened(workers=0):
     kinds = (STREAM, Stream(1.0, {"text": 1.0}, length=112))
     data = [batches.flow_stream(k, shape(), size=2, drop=0.0, plain=True) for k in kinds]
     return batches.mixed(data, [0.7, 0.3], workers=workers)
+
+
+@pytest.fixture(autouse=True)
+def flags_are_read():
+    """What the door does before it trains; workers ask grain's flags."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
 def test_workers_make_the_same_batches_in_the_same_order():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DiT against the official network's numbers, and its invariants."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +108,21 @@ def test_fresh_model_outputs_zero():
     fresh = jax.jit(model.init)(jax.random.key(0), target, jnp.zeros(2), condition, target)
     out = jax.jit(model.apply)(fresh, target, jnp.array([0.2, 0.9]), condition, target)
     assert np.all(np.asarray(out) == 0)
+
+
+def test_time_is_rounded_where_the_release_is_followed(params):
+    """In bfloat16 0.9387 is 0.9375: 1000 t moves by 1.2, and the velocity with it."""
+    target = pack(jax.random.normal(jax.random.key(1), (1, 4, 6, 4)), patch=2)
+    text = jax.random.normal(jax.random.key(6), (1, 6, CFG.condition_dim))
+    condition = Condition(text, jnp.ones((1, 6), jnp.int32))
+
+    def run(t, **changes):
+        cfg = replace(CFG, dtype="bfloat16", **changes)
+        return np.asarray(Dit(cfg).apply({"params": params}, target, jnp.array([t]), condition))
+
+    exact, rounded = run(0.9387), run(0.9387, round_time=True)
+    np.testing.assert_array_equal(rounded, run(0.9375))
+    assert (exact != rounded).any()
 
 
 def test_reference_order_matters_and_text_padding_does_not(params):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time grid, Euler and guidance against official numbers and closed forms."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +100,19 @@ def _scales(case):
     low, high = case.get("cfg_range", (0.0, 1.0))
     image = case.get("image_guidance_scale", 1.0)
     return dict(text=case["text_guidance_scale"], image=image, start=low, end=high)
+
+
+def test_latents_are_rounded_where_the_release_is_followed(params):
+    """Every state of a run is a bfloat16 number, or none is."""
+    target = pack(jax.random.normal(jax.random.key(1), (1, 4, 6, 4)), patch=2)
+    text = jax.random.normal(jax.random.key(6), (1, 6, CFG.condition_dim))
+    condition = Condition(text, jnp.ones((1, 6), jnp.int32))
+    for told in (True, False):
+        dit = Dit(replace(CFG, dtype="bfloat16", round_latents=told))
+        grid = jnp.asarray(flow.times(3))
+        path = flow.sample(dit, params, target, condition, None, None, grid, keep_steps=True)
+        same = path.latents == path.latents.astype(jnp.bfloat16).astype(jnp.float32)
+        assert bool(same.all()) == told
 
 
 def test_combine_is_linear_in_its_parts():

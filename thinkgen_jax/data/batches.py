@@ -13,7 +13,6 @@ from functools import lru_cache, partial
 
 import grain
 import numpy as np
-from absl import flags
 
 from thinkgen_jax.data import sources
 from thinkgen_jax.data.images import VisionSpec, merged_tokens
@@ -78,8 +77,6 @@ def mixed(
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     dataset = data.to_iter_dataset(options)
     if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain asks flags of its own, whoever calls
         several = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(several)
     return iter(dataset)

@@ -44,6 +44,8 @@ class DitConfig:
       axes_lens: number of positions of each rotary axis.
       scan_unroll: joint layers traced one by one per loop turn; small models unroll all.
       remat: recompute each block in the backward pass.
+      round_time: t is rounded to `dtype` before its sinusoid, see `presets.as_released`.
+      round_latents: samplers keep what they draw in `dtype` between steps, likewise.
     """
 
     patch_size: int = 2
@@ -67,6 +69,8 @@ class DitConfig:
     attention: str = "auto"
     scan_unroll: int = 1
     remat: bool = False
+    round_time: bool = False
+    round_latents: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -198,6 +202,7 @@ class TimestepEmbedder(nn.Module):
     @nn.compact
     def __call__(self, t: Float[Array, "B"]) -> Float[Array, "B Z"]:
         cfg, normal = self.cfg, nn.initializers.normal(0.02)
+        t = t.astype(cfg.dtype).astype(jnp.float32) if cfg.round_time else t
         x = sinusoid(t * cfg.timestep_scale, dim=TIME_FREQUENCIES).astype(cfg.dtype)
         x = jax.nn.silu(Linear((cfg.time_dim,), init=normal, name="linear_1")(x))
         return Linear((cfg.time_dim,), init=normal, name="linear_2")(x)

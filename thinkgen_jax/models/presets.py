@@ -28,6 +28,7 @@ RELEASED_NEGATIVE = (
     "mutation, mutated, (extra_limb), (ugly), (poorly drawn hands), fused fingers, messy drawing, "
     "broken legs censor, censored, censor_bar"
 )
+RELEASED_VISION_PIXELS = 16_777_216  # most pixels of the released processor's own settings
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class System:
       negative_prompt: what guidance points away from by default.
       image_size: default (height, width) of a drawn picture, pixels.
       max_pixels: area limit of drawn and reference pictures.
-      vision_pixels: (least, most) area of a picture shown to the MLLM. The release passes a most of
-        262,144 that its processor ignores; we apply it.
+      vision_pixels: (least, most) area of a picture shown to the MLLM.
       shift: constant time shift of sampler and training; None takes the released formulas.
       steps: default number of denoising steps.
       text_guidance, image_guidance: default scales.
       prompt_tokens, thought_tokens, instruction_tokens: limits of the three parts; static shapes.
+      sample_references: references are encoded by a sample of the posterior instead of its mode.
     """
 
     name: str
@@ -64,6 +65,7 @@ class System:
     prompt_tokens: int = 1024
     thought_tokens: int = 4096
     instruction_tokens: int = 512
+    sample_references: bool = False
 
     @property
     def multiple(self) -> int:
@@ -257,3 +259,36 @@ def get(name: str) -> System:
     if name not in PRESETS:
         raise ValueError(f"config.model {name!r} is not one of {sorted(PRESETS)}")
     return PRESETS[name]
+
+
+def in_dtype(system: System, dtype: str) -> System:
+    """The system with activations of all three networks in `dtype`.
+
+    Softmax, norm statistics, rotations, logits, the autoencoder's group norms, the sinusoid of t
+    and what samplers keep between steps stay float32; see `as_released`.
+    """
+    vision = system.mllm.vision and replace(system.mllm.vision, dtype=dtype)
+    return replace(
+        system,
+        mllm=replace(system.mllm, dtype=dtype, vision=vision),
+        dit=replace(system.dit, dtype=dtype),
+        vae=replace(system.vae, dtype=dtype),
+    )
+
+
+def as_released(system: System) -> System:
+    """The system with every detail in which the release does otherwise than we think right.
+
+    Each can be switched alone, by the field named here:
+      dit.round_time      t is rounded to the DiT's dtype before its sinusoid: in bfloat16 the
+                          argument 1000 t moves by up to 2 near t = 1
+      dit.round_latents   noise and latents are kept in the DiT's dtype between steps
+      sample_references   references are encoded by a sample of the posterior
+      vision_pixels       the cap of 262,144 pixels on pictures shown to the MLLM does not act, its
+                          processor's own 16,777,216 does
+
+    Source: ThinkGen@7388ad5; transformers 4.57.1 (fast Qwen2-VL image processor).
+    """
+    dit = replace(system.dit, round_time=True, round_latents=True)
+    pixels = (system.vision_pixels[0], RELEASED_VISION_PIXELS)
+    return replace(system, dit=dit, sample_references=True, vision_pixels=pixels)

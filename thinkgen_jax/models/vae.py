@@ -287,8 +287,8 @@ class Vae(nn.Module):
 
 
 def draw(
-    mean: Float[Array, "B h w c"], logvar: Float[Array, "B h w c"], key: Key | None
-) -> Float[Array, "B h w c"]:
+    mean: Float[Array, "*shape"], logvar: Float[Array, "*shape"], key: Key | None
+) -> Float[Array, "*shape"]:
     """One draw from the posterior; its mode without a key."""
     if key is None:
         return mean

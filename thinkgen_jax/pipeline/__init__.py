@@ -9,8 +9,7 @@ MLLM, which says what to repair; `understand` stops after the words.
 * A batch may mix everything. Rows are grouped by what they share and padded to a few sizes, so that
   few programs are compiled. What a row becomes does not depend on its neighbours, unless thoughts
   are sampled.
-* Differs from the release: references are encoded by the posterior's mode, so that a seed repeats a
-  picture.
+* Where we differ from the release on purpose is listed in `presets.as_released`.
 
 Source: paper 3; ThinkGen@7388ad5 pipelines/pipeline_thinkgen.py.
 """
@@ -56,10 +55,11 @@ class ThinkGen:
         path: str | Path | None = None,
         *,
         dtype: str = "float32",
+        parity: bool = False,
         start: Sequence[str] = (),
     ) -> "ThinkGen":
         """Loads the shipped weights, a folder like them, or a run; see `loading.load`."""
-        return cls(*loading.load(path, dtype=dtype, start=start))
+        return cls(*loading.load(path, dtype=dtype, parity=parity, start=start))
 
     def generate_image(
         self,
@@ -72,7 +72,7 @@ class ThinkGen:
         seed: int = 0,
         **settings: object,
     ) -> Result:
-        """Draws one picture.
+        """Draws one picture; `generate_images` draws several.
 
         Args:
           prompt: words, or messages: texts are joined by a space, pictures go before `images`.
@@ -86,8 +86,30 @@ class ThinkGen:
         Raises:
           ValueError: for anything that cannot be drawn, see `settings.check`.
         """
+        how = dict(think=think, task=task, size=size, seed=seed)
+        return self.generate_images(prompt, images, count=1, **how, **settings)[0]
+
+    def generate_images(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[Source] = (),
+        *,
+        count: int,
+        think: bool = True,
+        task: str = "draw",
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        **settings: object,
+    ) -> list[Result]:
+        """Draws `count` pictures of one prompt, seeds counting up; see `generate_image`.
+
+        Greedy thoughts are the same for all of them and thought once.
+        """
+        if count < 1:
+            raise ValueError(f"count = {count}, must be at least 1")
         request, notes = self.request(prompt, images, task=task, think=think, size=size, seed=seed)
-        return _noted(self.generate([request], **settings)[0], notes)
+        copies = [replace(request, seed=seed + n) for n in range(count)]
+        return [_noted(result, notes) for result in self.generate(copies, **settings)]
 
     def generate_text(
         self,
@@ -145,10 +167,18 @@ def draw(
     parts: Parts, params: Params, requests: Sequence[Request], settings: Settings
 ) -> list[Result]:
     """Draws one picture per request."""
-    readings = read(parts, params.mllm, requests, settings)
-    jobs = [plan(parts.system, r, reading) for r, reading in zip(requests, readings, strict=True)]
+    alike = [_asks(request, i, settings) for i, request in enumerate(requests)]
+    first = {key: request for key, request in reversed(list(zip(alike, requests, strict=True)))}
+    found = dict(zip(first, read(parts, params.mllm, list(first.values()), settings), strict=True))
+    jobs = [plan(parts.system, r, found[key]) for r, key in zip(requests, alike, strict=True)]
     painted = paint(parts, params, jobs, settings)
     return [_result(image, job) for image, job in zip(painted, jobs, strict=True)]
+
+
+def _asks(request: Request, place: int, settings: Settings) -> tuple:
+    """What a reading depends on: requests that ask the same share one, unless it is sampled."""
+    sampled = place if settings.temperature and request.think else None
+    return request.prompt, request.think, tuple(map(id, request.images)), sampled
 
 
 def reflect(

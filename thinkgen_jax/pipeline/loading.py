@@ -10,13 +10,20 @@ import jax.numpy as jnp
 from thinkgen_jax import parts as putting
 from thinkgen_jax.data.text import Text
 from thinkgen_jax.hf import assets, folders
+from thinkgen_jax.models import presets
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.structs import Params, Tree
 
+DTYPES = ("float32", "bfloat16")
+
 
 def load(
-    path: str | Path | None = None, *, dtype: str = "float32", start: Sequence[str] = ()
+    path: str | Path | None = None,
+    *,
+    dtype: str = "float32",
+    parity: bool = False,
+    start: Sequence[str] = (),
 ) -> tuple[Parts, Params]:
     """Builds a system and reads its parameters.
 
@@ -24,7 +31,8 @@ def load(
       path: None takes the shipped weights; else a folder like theirs, a released pipeline, or a
         run, its `checkpoints` folder or one commit. A run's running averages win over its
         parameters, and trees that did not learn come from where the run took them.
-      dtype: of the parameters.
+      dtype: of parameters and activations, see `presets.in_dtype`.
+      parity: do as the release does where it does otherwise, see `presets.as_released`.
       start: trees taken as they were at the start of the run, so that what another tree learned
         shows alone.
 
@@ -41,6 +49,8 @@ def load(
     released = folders.kind(folder)
     if start and (released or assets.is_assets(folder)):
         raise ValueError(f"--start={','.join(start)} needs the --checkpoint of a run")
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
     if released:
         system, text, trees = _released(folder, released, dtype)
     elif assets.is_assets(folder):
@@ -49,6 +59,8 @@ def load(
         trees = {name: _tree(folder, system, name, dtype) for name in putting.TREES}
     else:
         system, text, trees = _from_run(folder, dtype, start)
+    system = presets.in_dtype(system, dtype)
+    system = presets.as_released(system) if parity else system
     placed = {name: jax.tree.map(jnp.asarray, tree) for name, tree in trees.items()}
     return putting.build(system, text), Params(**placed)
 

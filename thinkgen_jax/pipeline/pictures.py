@@ -18,7 +18,8 @@ from thinkgen_jax.data import images
 from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.models.packing import pack, pack_ragged, unpack
 from thinkgen_jax.models.presets import System
-from thinkgen_jax.models.vae import Vae
+from thinkgen_jax.models.vae import Vae, scale_latents
+from thinkgen_jax.models.vae import draw as draw_posterior
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.pipeline import words
 from thinkgen_jax.pipeline.settings import (
@@ -90,7 +91,11 @@ def paint(
     parts: Parts, params: Params, jobs: Sequence[Job], settings: Settings
 ) -> list[np.ndarray]:
     """Draws pictures uint8 [height, width, 3], in the order of their jobs."""
-    encoded = encode(parts, params.vae, [i for job in jobs for i in job.references], settings)
+    pictures = [image for job in jobs for image in job.references]
+    seeds = None
+    if parts.system.sample_references:
+        seeds = [(job.seed, n) for job in jobs for n in range(len(job.references))]
+    encoded = encode(parts, params.vae, pictures, settings, seeds)
     latents, place = [], 0
     for job in jobs:
         latents.append(encoded[place : place + len(job.references)])
@@ -191,9 +196,17 @@ def draw(
 
 
 def encode(
-    parts: Parts, params: Tree, pictures: Sequence[np.ndarray], settings: Settings
+    parts: Parts,
+    params: Tree,
+    pictures: Sequence[np.ndarray],
+    settings: Settings,
+    seeds: Sequence[tuple[int, int]] | None = None,
 ) -> list[np.ndarray]:
-    """Latents [h, w, c] of pictures of any sizes, by the posterior's mode."""
+    """Latents [h, w, c] of pictures of any sizes.
+
+    Args:
+      seeds: of each picture's draw from its posterior; None takes the modes.
+    """
     sizes: dict[tuple, list[int]] = {}
     for i, picture in enumerate(pictures):
         sizes.setdefault(picture.shape, []).append(i)
@@ -201,14 +214,24 @@ def encode(
     for same in sizes.values():
         for index in chunks(same, settings.batch):
             batch = images.to_pixels(np.stack(filled([pictures[i] for i in index])))
-            found = np.asarray(_encode(parts.vae, params, batch))
+            keys = None if seeds is None else _keys(filled([seeds[i] for i in index]))
+            found = np.asarray(_encode(parts.vae, params, batch, keys))
             out.update(zip(index, found, strict=False))
     return [out[i] for i in range(len(pictures))]
 
 
 @partial(jax.jit, static_argnames=("vae",))
-def _encode(vae: Vae, params: Tree, pixels: Float[Array, "B y x 3"]) -> Float[Array, "B h w c"]:
-    return vae.apply({"params": params}, pixels, method="encode")
+def _encode(
+    vae: Vae, params: Tree, pixels: Float[Array, "B y x 3"], keys: jax.Array | None
+) -> Float[Array, "B h w c"]:
+    mean, logvar = vae.apply({"params": params}, pixels, method="moments")
+    drawn = mean if keys is None else jax.vmap(draw_posterior)(mean, logvar, keys)
+    return scale_latents(drawn, vae.cfg)
+
+
+def _keys(seeds: Sequence[tuple[int, int]]) -> jax.Array:
+    """A key of its own for each (seed, number of the picture)."""
+    return jnp.stack([jax.random.fold_in(jax.random.key(seed), n) for seed, n in seeds])
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -220,7 +220,7 @@ def sample(
       Latent tokens float32.
     """
     steps = grid.shape[0] - 1
-    x = target.tokens.astype(jnp.float32)
+    x = held(dit, target.tokens)
     state, kept, ran = (x, jnp.zeros_like(x)), [], []
     for begin, end, passes in phases_of(guidance, steps, references is not None):
         contexts = stack_contexts(dit, params, conditions_for(passes, condition, negative))
@@ -235,6 +235,7 @@ def sample(
             u = combine(jnp.split(u.astype(jnp.float32), passes), guidance)
             data = x + (1 - t) * u
             x = x + (after - t) * u if mix is None else mix[0] * x + mix[1] * data + mix[2] * before
+            x = held(dit, x)
             return ((x, data), memory), (x, done) if keep_steps else None
 
         spans = (
@@ -249,6 +250,11 @@ def sample(
             kept.append(path[0])
             ran.append(path[1].reshape(end - begin, passes, -1))
     return Path(jnp.concatenate(kept), ran) if keep_steps else state[0]
+
+
+def held(dit: Dit, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """What a sampler keeps between steps: float32, rounded to the DiT's dtype if it is told to."""
+    return (x.astype(dit.cfg.dtype) if dit.cfg.round_latents else x).astype(jnp.float32)
 
 
 def phases_of(guidance: Guidance, steps: int, references: bool) -> list[tuple[int, int, int]]:
