@@ -45,6 +45,7 @@ def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> C
     config.arg = arg or "nano"
     config.model = preset
     config.prepad = placeholder(int)  # number of prepadding states; None takes the preset's
+    config.marker = placeholder(str)  # token before the instruction; None takes the preset's
     config.seed = 0
     config.mesh = dict(data=data, fsdp=fsdp, tensor=tensor, context=context)
     config.steps = 0  # optimizer steps of the whole run

@@ -78,7 +78,8 @@ def read(folder: Path) -> None:
     beyond = (peak.bytes - before - placed) / largest
     print(
         f"{len(entries)} tensors, {placed / GIB:.2f} GiB in {seconds:.1f} s; the largest has "
-        f"{largest / GIB:.2f} GiB; anonymous memory beyond the parameters at most {beyond:.2f} of it"
+        f"{largest / GIB:.2f} GiB; anonymous memory beyond the parameters at most {beyond:.2f} "
+        "of it"
     )
     if beyond > BOUND:
         raise SystemExit(f"error: more than {BOUND}")

@@ -92,6 +92,9 @@ CHECKPOINT = flags.DEFINE_string(
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", DTYPES, "Of parameters and activations.", flag_values=FLAGS
 )
+MARKER = flags.DEFINE_string(
+    "marker", None, "Token before the instruction; default the system's.", flag_values=FLAGS
+)
 PARITY = flags.DEFINE_bool(
     "parity", False, "Do as the release does in every detail.", flag_values=FLAGS
 )
@@ -115,7 +118,9 @@ def run() -> list[Result]:
     """
     asked = _asked()
     cache.enable()
-    model = ThinkGen.from_pretrained(CHECKPOINT.value, dtype=DTYPE.value, parity=PARITY.value)
+    model = ThinkGen.from_pretrained(
+        CHECKPOINT.value, dtype=DTYPE.value, parity=PARITY.value, marker=MARKER.value
+    )
     settings = default(
         model.parts.system,
         steps=STEPS.value,

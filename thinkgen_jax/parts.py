@@ -61,7 +61,16 @@ class Parts(NamedTuple):
 
 
 def build(system: System, text: Text) -> Parts:
-    """Puts one system together."""
+    """Puts one system together.
+
+    Raises:
+      ValueError: when an added marker has no row in the MLLM's embedding.
+    """
+    if text.close_id >= system.mllm.vocab_size:
+        raise ValueError(
+            f"config.marker {text.marker!r} is token {text.close_id}, the MLLM's embedding has "
+            f"{system.mllm.vocab_size} rows"
+        )
     return Parts(system, Mllm(system.mllm), Dit(system.dit), Vae(system.vae), text)
 
 

@@ -48,6 +48,8 @@ def system_of(config: ConfigDict) -> System:
                 system = replace(system, dit=replace(system.dit, condition_dim=width))
     if config.prepad is not None:
         system = replace(system, dit=replace(system.dit, num_prepad=config.prepad))
+    if config.marker is not None:
+        system = replace(system, marker=config.marker)
     if config.get("dit_condition"):
         dit = replace(system.dit, condition_dim=config.dit_condition, num_prepad=0)
         system = replace(system, dit=dit)

@@ -4,9 +4,12 @@
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.golden import cases
 from tests.toy import SYSTEM, toy_text
+from thinkgen_jax import parts
 from thinkgen_jax.data import text as words
 from thinkgen_jax.data.text import SPECIAL
 from thinkgen_jax.models import presets
@@ -97,6 +100,21 @@ def test_another_marker_takes_its_place(released):
     assert other.decode(other.pseudo("p")).endswith("<|im_start|>assistant\n<|video_pad|>p")
 
 
+def test_a_marker_of_ones_own_is_added():
+    """`<INS>` takes the next free id, stays whole between words, and is there again when read."""
+    system = presets.get("nano")
+    count = len(words.load(parts.ASSETS, system="s").tokenizer)
+    for _ in range(2):
+        text = words.load(parts.ASSETS, system="s", marker="<INS>")
+        assert text.close_id == count
+        assert text.pseudo("a red circle").count(count) == 1
+        written = text.encode("hm<INS>a red circle<|im_end|>")
+        assert text.split(written) == ("hm", "a red circle", True)
+    with pytest.raises(ValueError, match="config.marker '<INS>' is token"):
+        small = replace(system, mllm=replace(system.mllm, vocab_size=count))
+        parts.build(small, text)
+
+
 # --- the tokenizer of the miniature world ---------------------------------------------------------
 
 
@@ -134,5 +152,7 @@ def test_folders(nano, tmp_path):
     assert again.think("a red circle 42") == nano.think("a red circle 42")
     with pytest.raises(ValueError, match="no tokenizer.json"):
         words.load(tmp_path / "nowhere", system="")
-    with pytest.raises(ValueError, match="no token '<INS>'"):
-        words.load(tmp_path, system="", marker="<INS>")
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    bare.add_tokens(list("<|im_end>"))
+    with pytest.raises(ValueError, match=r"no token '<\|im_end\|>'"):
+        words.Text(bare, system="")

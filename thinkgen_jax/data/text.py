@@ -33,7 +33,8 @@ class Text:
 
     Attributes:
       system: system prompt of requests for pictures.
-      marker: token behind which the instruction stands, `</think>` in the release.
+      marker: token behind which the instruction stands, `</think>` in the release; one that the
+        tokenizer does not have, such as `<INS>`, is added to it and takes the next free id.
       close_id, stop_id, image_id: ids of the marker, of `<|im_end|>` and of `<|image_pad|>`.
     """
 
@@ -41,6 +42,8 @@ class Text:
         self.tokenizer = tokenizer
         self.system = system
         self.marker = marker
+        if len(self.encode(marker)) != 1:
+            tokenizer.add_tokens([AddedToken(marker, special=False)])
         self.close_id = self._special(marker)
         self.stop_id = self._special(END)
         self.image_id = self._special(IMAGE_PAD)

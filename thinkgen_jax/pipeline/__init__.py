@@ -56,10 +56,12 @@ class ThinkGen:
         *,
         dtype: str = "float32",
         parity: bool = False,
+        marker: str | None = None,
         start: Sequence[str] = (),
     ) -> "ThinkGen":
         """Loads the shipped weights, a folder like them, or a run; see `loading.load`."""
-        return cls(*loading.load(path, dtype=dtype, parity=parity, start=start))
+        how = dict(dtype=dtype, parity=parity, marker=marker, start=start)
+        return cls(*loading.load(path, **how))
 
     def generate_image(
         self,

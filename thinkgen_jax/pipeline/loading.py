@@ -2,6 +2,7 @@
 """Where a system comes from: the shipped weights, a folder like them, a released one, or a run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ def load(
     *,
     dtype: str = "float32",
     parity: bool = False,
+    marker: str | None = None,
     start: Sequence[str] = (),
 ) -> tuple[Parts, Params]:
     """Builds a system and reads its parameters.
@@ -32,6 +34,7 @@ def load(
         run, its `checkpoints` folder or one commit. A run's running averages win over its
         parameters, and trees that did not learn come from where the run took them.
       dtype: of parameters and activations, see `presets.in_dtype`.
+      marker: token behind which the instruction stands; None takes the system's own.
       parity: do as the release does where it does otherwise, see `presets.as_released`.
       start: trees taken as they were at the start of the run, so that what another tree learned
         shows alone.
@@ -59,6 +62,9 @@ def load(
         trees = {name: _tree(folder, system, name, dtype) for name in putting.TREES}
     else:
         system, text, trees = _from_run(folder, dtype, start)
+    if marker is not None:
+        system = replace(system, marker=marker)
+        text = Text(text.tokenizer, system=text.system, marker=marker)
     system = presets.in_dtype(system, dtype)
     system = presets.as_released(system) if parity else system
     placed = {name: jax.tree.map(jnp.asarray, tree) for name, tree in trees.items()}
