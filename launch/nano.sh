@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Trains the shipped nano weights from nothing, stage by stage: several hours on two quiet cores.
-# Every line goes on where it was stopped, so the whole script may be started again at any time.
+# Every line goes on where it was stopped, so the whole script may be started again at any time. On an
+# accelerator give the DiT larger batches, made by processes of their own: BATCH=192 WORKERS=12
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,9 +32,13 @@ train nano_vae --workdir=runs/nano_vae_decoder --config.start.vae=runs/nano_vae_
 python -m thinkgen_jax.convert --vae=runs/nano_vae_decoder --out=thinkgen_jax/assets/nano
 
 train nano_mllm
-train nano_dit
-train align
-train pretrain
-train finetune
+larger=()
+if [ -n "${BATCH:-}" ]; then
+  larger=(--config.plans.flow_sft.batch="$BATCH" --config.plans.flow_sft.workers="${WORKERS:-0}")
+fi
+train nano_dit "${larger[@]}" ${BATCH:+--config.plans.flow_sft.pool=1}
+train align "${larger[@]}"
+train pretrain "${larger[@]}"
+train finetune "${larger[@]}"
 python -m thinkgen_jax.convert --mllm=runs/nano_mllm-nano --dit=runs/finetune-nano \
   --out=thinkgen_jax/assets/nano
