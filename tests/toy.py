@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tests.golden import cases, golden_dir
+from tests.hf.reference import to_jax
 from thinkgen_jax import parts
 from thinkgen_jax.data.text import END, Text
 from thinkgen_jax.hf import mllm as table
 from thinkgen_jax.hf.assets import TABLES
-from thinkgen_jax.hf.rules import to_jax
 from thinkgen_jax.models import presets
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.structs import Params, Tree

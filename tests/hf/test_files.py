@@ -10,7 +10,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from thinkgen_jax.hf import files
-from thinkgen_jax.hf.rules import Rule, keep, linear
 
 BF16 = ml_dtypes.bfloat16
 TENSORS = {
@@ -18,11 +17,6 @@ TENSORS = {
     "b": np.arange(4).astype(BF16),
     "c": np.array(7, np.int64),
     "d": np.arange(12, dtype=np.float32).reshape(3, 4).T,  # not contiguous
-}
-TABLE = (linear("a/kernel", "a.weight"), keep("b/scale", "b"))
-PARAMS = {
-    "a": {"kernel": np.arange(6, dtype=np.float32).reshape(3, 2) / 3},
-    "b": {"scale": np.arange(4, dtype=np.float32)},
 }
 
 
@@ -183,42 +177,6 @@ def test_index_that_promises_too_much(tmp_path):
 def test_bad_saves_are_refused(tmp_path, name, tensors, bound, message):
     with pytest.raises(ValueError, match=message):
         files.save_tensors(tmp_path / name, tensors, max_shard_bytes=bound)
-
-
-def test_params_round_trip_with_buffers(tmp_path):
-    path, mask = tmp_path / "m.safetensors", {"mask": np.ones((1, 2), np.int64)}
-    files.save_params(path, PARAMS, TABLE, buffers=mask)
-    same(
-        files.open_tensors(path),
-        {"a.weight": PARAMS["a"]["kernel"].T, "b": np.arange(4.0, dtype=np.float32)} | mask,
-    )
-    same(flat(files.load_params(path, TABLE, PARAMS, buffers=mask)), flat(PARAMS))
-    with pytest.raises(ValueError, match="m.safetensors: 1 tensors do not fit:\n  unmapped mask"):
-        files.load_params(path, TABLE, PARAMS)
-    with pytest.raises(ValueError, match="m.safetensors: buffer 'mask'"):
-        files.load_params(path, TABLE, PARAMS, buffers={"mask": np.zeros((1, 2), np.int64)})
-
-
-def flat(tree):
-    return {f"{a}/{b}": leaf for a, inner in tree.items() for b, leaf in inner.items()}
-
-
-def test_params_in_bfloat16(tmp_path):
-    path = tmp_path / "m.safetensors"
-    files.save_params(path, PARAMS, TABLE, dtype="bfloat16")
-    assert {x.dtype for x in files.open_tensors(path).values()} == {np.dtype(BF16)}
-    back = files.load_params(path, TABLE, PARAMS, dtype="float32")
-    want = PARAMS["a"]["kernel"].astype(BF16).astype(np.float32)
-    np.testing.assert_array_equal(back["a"]["kernel"], want)
-    assert back["a"]["kernel"].dtype == np.float32
-
-
-def test_misshaped_tensor_names_file_and_tensor(tmp_path):
-    path = tmp_path / "m.safetensors"
-    wrong = Rule("a/kernel", "a.weight", lambda x: x, lambda x: x)
-    files.save_params(path, PARAMS, (wrong, TABLE[1]))
-    with pytest.raises(ValueError, match=r"m.safetensors: (.|\n)*a.weight gives \(2, 3\)"):
-        files.load_params(path, TABLE, PARAMS)
 
 
 def test_configs(tmp_path):

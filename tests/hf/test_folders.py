@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from tests.hf import released
+from tests.hf.reference import to_jax
 from tests.hf.released import EMBED, HEAD, assert_trees_equal
 from tests.toy import SYSTEM as TINY
 from thinkgen_jax import parts
 from thinkgen_jax.hf import folders, streams
 from thinkgen_jax.hf.adapters import Adapter, AdapterSettings
 from thinkgen_jax.hf.assets import TABLES
-from thinkgen_jax.hf.rules import flatten, to_jax
+from thinkgen_jax.hf.rules import flatten
 from thinkgen_jax.models import presets
 
 PARTS = {"mllm": "mllm", "dit": "transformer", "vae": "vae"}

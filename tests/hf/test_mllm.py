@@ -9,9 +9,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.golden import golden_dir
+from tests.hf.reference import read, to_hf, to_jax
 from tests.models import qwen
 from thinkgen_jax.hf import mllm as table
-from thinkgen_jax.hf.rules import flatten, to_hf, to_jax
+from thinkgen_jax.hf.rules import flatten
 from thinkgen_jax.models.mllm import MllmConfig
 
 
@@ -56,7 +57,7 @@ def test_missing_and_unknown_tensors_are_refused():
     tensors = load_file(golden_dir() / "qwen3vl_tiny.weights.safetensors")
     tensors["model.visual.extra"] = tensors.pop("lm_head.weight")
     with pytest.raises(ValueError, match="(?s)missing lm_head.weight.*model.visual.extra"):
-        to_jax(tensors, table.rules(qwen.CFG), qwen.abstract(qwen.CFG))
+        read(tensors, table.rules(qwen.CFG), qwen.abstract(qwen.CFG))
 
 
 def test_tied_and_blind_models_have_fewer_names():

@@ -14,11 +14,12 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from tests.hf import released
+from tests.hf.reference import to_hf, to_jax
 from tests.hf.released import assert_trees_equal
 from tests.toy import SYSTEM as TINY
 from thinkgen_jax import parts, sharding
 from thinkgen_jax.hf import dit, streams
-from thinkgen_jax.hf.rules import flatten, heads_in, heads_out, keep, linear, to_hf, to_jax
+from thinkgen_jax.hf.rules import flatten, heads_in, heads_out, keep, linear
 from thinkgen_jax.hf.streams import Entry
 
 BF16 = ml_dtypes.bfloat16

@@ -9,9 +9,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tests.golden import cases, golden_dir
+from tests.hf.reference import to_jax
 from thinkgen_jax.data import prompts
 from thinkgen_jax.hf import mllm as table
-from thinkgen_jax.hf.rules import to_jax
 from thinkgen_jax.models.mllm import MllmConfig, init_params
 from thinkgen_jax.structs import Patches, Prompt
 

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.golden import cases, golden_dir
+from tests.hf.reference import to_hf, to_jax
 from thinkgen_jax.hf import dit as table
-from thinkgen_jax.hf.rules import flatten, to_hf, to_jax
+from thinkgen_jax.hf.rules import flatten
 from thinkgen_jax.models.dit import Dit, DitConfig
 from thinkgen_jax.models.packing import pack, pack_ragged, unpack
 from thinkgen_jax.structs import Condition

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.golden import assert_golden, cases, golden_dir
+from tests.hf.reference import to_jax
 from thinkgen_jax import sharding
 from thinkgen_jax.hf import vae as table
-from thinkgen_jax.hf.rules import to_jax
 from thinkgen_jax.models import vae as model
 from thinkgen_jax.models.vae import GroupNorm, Vae, VaeConfig
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from thinkgen_jax.data import text as words
 from thinkgen_jax.data.text import Text
-from thinkgen_jax.hf import dit, files, mllm, vae
+from thinkgen_jax.hf import dit, files, mllm, streams, vae
 from thinkgen_jax.models.dit import DitConfig
 from thinkgen_jax.models.mllm import MllmConfig
 from thinkgen_jax.models.presets import System
@@ -55,7 +55,8 @@ def save(
         text.tokenizer.save_pretrained(folder)
     for name, params in trees.items():
         table = TABLES[name](getattr(system, name))
-        files.save_params(_weights(folder, name), params, table, dtype=dtype)
+        tensors = streams.Lazy(streams.released(params, table, dtype=dtype))
+        files.save_tensors(_weights(folder, name), tensors)
     config = {"format": FORMAT, "preset": system.name, "system": asdict(system)}
     files.write_config(folder, config)
 
@@ -114,8 +115,12 @@ def load_tree(
     Raises:
       ValueError: when the file is missing or damaged, or does not fit.
     """
-    table = TABLES[name](getattr(system, name))
-    return files.load_params(_weights(folder, name), table, shapes, dtype=dtype)
+    file, table = _weights(folder, name), TABLES[name](getattr(system, name))
+    entries, faults = streams.scan(file)
+    try:
+        return streams.load(entries, table, shapes, dtype=dtype, faults=faults)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _weights(folder: str | Path, name: str) -> Path:

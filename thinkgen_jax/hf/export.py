@@ -118,8 +118,8 @@ def write_folder(
         stems.append(home / (stem + files.SUFFIX))
     for parent in {file.parent for file in jobs}:
         parent.mkdir(parents=True, exist_ok=True)
-    files._write_all(jobs)
-    for old in (file for stem in stems for file in files._earlier(stem) if file not in jobs):
+    files.write_all(jobs)
+    for old in (file for stem in stems for file in files.earlier(stem) if file not in jobs):
         old.unlink()
     return list(jobs)
 
@@ -188,7 +188,7 @@ def _weight_jobs(
         index["metadata"] = old if is_as_large else {**old, "total_size": size}
         jobs[home / original.name] = _json_job(index, original)
     elif len(cut) > 1:
-        jobs[home / (stem + files.INDEX_SUFFIX)] = files._json_writer(index)
+        jobs[home / (stem + files.INDEX_SUFFIX)] = files.json_writer(index)
     return jobs
 
 
@@ -202,7 +202,7 @@ def _config_job(system: System, name: str, entries: Mapping[str, Entry], origin:
         more = DIFFUSERS
         if name == "mllm":
             more = {"dtype": entries[f"{mllm.TEXT}.embed_tokens.weight"].dtype.name}
-        return files._json_writer({**ours, **more})
+        return files.json_writer({**ours, **more})
     file = home_of(origin, name) / "config.json"
     old, was = files.read_config(file), TABLES[name].config_to_hf(config_of(origin, name))
     new = _overlaid(old, was, ours)
@@ -229,7 +229,7 @@ def _json_job(content: Mapping, original: Path) -> Callable[[Path], object]:
     """A file's copy, byte by byte, unless its content shall change."""
     if files.read_config(original) == content:
         return partial(copyfile, original)
-    return files._json_writer(content)
+    return files.json_writer(content)
 
 
 # --- what else a folder has -----------------------------------------------------------------------
@@ -269,8 +269,8 @@ def _frame(folder: Path, system: System, sources: Sequence[Path]) -> Jobs:
     """The pipeline's index and its scheduler, from a source or as the release has them."""
     euler = {**EULER, "dynamic_time_shift": system.shift is None}
     jobs: Jobs = {
-        folder / INDEX: files._json_writer(PIPELINE),
-        folder / "scheduler" / SCHEDULER: files._json_writer(euler),
+        folder / INDEX: files.json_writer(PIPELINE),
+        folder / "scheduler" / SCHEDULER: files.json_writer(euler),
     }
     for source in reversed(sources):  # the first has the last word
         if (source / "scheduler").is_dir():

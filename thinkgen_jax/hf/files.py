@@ -12,16 +12,13 @@ twice; writing goes to a temporary name first, so an interrupted save leaves the
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-
-from thinkgen_jax.hf.rules import Rule, to_hf, to_jax
-from thinkgen_jax.structs import Tree
 
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -67,11 +64,6 @@ class Tensors(Mapping):
     def __len__(self) -> int:
         return len(self._places)
 
-    def without(self, names: Iterable[str]) -> "Tensors":
-        """The same files, as if they did not hold these tensors."""
-        left = {name: file for name, file in self._places.items() if name not in set(names)}
-        return Tensors(left, dtype=self._dtype)
-
 
 def open_tensors(path: str | os.PathLike, *, dtype: str | None = None) -> Tensors:
     """Opens a safetensors file, an index, or a folder with one of either.
@@ -85,7 +77,7 @@ def open_tensors(path: str | os.PathLike, *, dtype: str | None = None) -> Tensor
         index that names a missing file or one outside its folder.
     """
     path = Path(path)
-    file = _chosen(path) if path.is_dir() else path
+    file = chosen(path) if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{file}: no such file or folder")
     if file.suffix in PICKLES:
@@ -148,73 +140,12 @@ def save_tensors(
                 key: name.name for name, shard in zip(names, shards, strict=True) for key in shard
             },
         }
-        jobs[path.with_name(path.stem + INDEX_SUFFIX)] = _json_writer(index)
-    _write_all(jobs)
-    for old in _earlier(path):
+        jobs[path.with_name(path.stem + INDEX_SUFFIX)] = json_writer(index)
+    write_all(jobs)
+    for old in earlier(path):
         if old not in jobs:
             old.unlink()
     return list(jobs)
-
-
-def load_params(
-    path: str | os.PathLike,
-    rules: Sequence[Rule],
-    shapes: Tree,
-    *,
-    dtype: str | None = None,
-    buffers: Mapping[str, np.ndarray] | None = None,
-) -> Tree:
-    """Reads a model's tensors into our tree of numpy arrays.
-
-    Args:
-      path: file, index or folder, see `open_tensors`.
-      rules: the model's table.
-      shapes: abstract tree of ours.
-      dtype: of floating-point parameters; None keeps the file's.
-      buffers: released tensors that are no parameters and must be as given where they occur.
-
-    Raises:
-      ValueError: as `open_tensors` and `rules.to_jax`, or for a buffer of another content.
-    """
-    tensors = open_tensors(path, dtype=dtype)
-    for name, want in (buffers or {}).items():
-        if name in tensors and not np.array_equal(tensors[name], want):
-            raise ValueError(f"{path}: buffer {name!r} is not the one this model has")
-    try:
-        return to_jax(tensors.without(buffers or {}), rules, shapes)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def save_params(
-    path: str | os.PathLike,
-    params: Tree,
-    rules: Sequence[Rule],
-    *,
-    dtype: str | None = None,
-    buffers: Mapping[str, np.ndarray] | None = None,
-    max_shard_bytes: int | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> list[Path]:
-    """Writes our tree under the released names; inverse of `load_params`.
-
-    Args:
-      dtype: casts floating-point parameters; None keeps theirs.
-      buffers: written as they are.
-
-    Returns:
-      The files written.
-
-    Raises:
-      ValueError: as `rules.to_hf` and `save_tensors`.
-    """
-    tensors = to_hf(params, rules)
-    if dtype is not None:
-        for name, array in tensors.items():
-            if jnp.issubdtype(array.dtype, jnp.floating):
-                tensors[name] = array.astype(jnp.dtype(dtype))
-    tensors.update(buffers or {})
-    return save_tensors(path, tensors, max_shard_bytes=max_shard_bytes, metadata=metadata)
 
 
 def read_config(path: str | os.PathLike) -> dict:
@@ -233,7 +164,7 @@ def write_config(path: str | os.PathLike, config: Mapping) -> Path:
     file = Path(path)
     file = file if file.suffix == ".json" else file / "config.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write_all({file: _json_writer(config)})
+    write_all({file: json_writer(config)})
     return file
 
 
@@ -269,7 +200,7 @@ def _advice() -> str:
 # --- which files ----------------------------------------------------------------------------------
 
 
-def _chosen(folder: Path) -> Path:
+def chosen(folder: Path) -> Path:
     """The index, or the only safetensors file, of a folder."""
     found = sorted(folder.glob(f"*{INDEX_SUFFIX}")) or sorted(folder.glob(f"*{SUFFIX}"))
     if len(found) == 1:
@@ -295,7 +226,7 @@ def _read_index(file: Path) -> dict[str, Path]:
     return {tensor: file.parent / name for tensor, name in names.items()}
 
 
-def _earlier(path: Path) -> list[Path]:
+def earlier(path: Path) -> list[Path]:
     """All files that a save under this name may have written."""
     shard = re.compile(re.escape(path.stem) + r"-\d{5}-of-\d{5}" + re.escape(SUFFIX))
     shards = [file for file in path.parent.iterdir() if shard.fullmatch(file.name)]
@@ -327,13 +258,14 @@ def _tensor_writer(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str
     )
 
 
-def _json_writer(content: Mapping):
+def json_writer(content: Mapping) -> Callable[[Path], object]:
+    """Writes JSON the way all our files have it; for `write_all`."""
     return lambda file: file.write_text(
         json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
 
 
-def _write_all(jobs: Mapping[Path, object]) -> None:
+def write_all(jobs: Mapping[Path, Callable[[Path], object]]) -> None:
     """Runs every writer on a temporary name, then moves all to their places, in order."""
     temporary = {file: file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in jobs}
     try:

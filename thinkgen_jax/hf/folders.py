@@ -214,7 +214,7 @@ def weights_of(home: Path, name: str) -> Path:
         file = home / (PLACES[name][1] + suffix)
         if file.is_file():
             return file
-    return files._chosen(home)
+    return files.chosen(home)
 
 
 def _scan(folder: str | Path, name: str) -> tuple[dict[str, Entry], list[str]]:

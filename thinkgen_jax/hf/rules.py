@@ -77,59 +77,6 @@ def flat(ours: str, theirs: str, *, shape: Sequence[int]) -> Rule:
     )
 
 
-def to_jax(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Tree) -> Tree:
-    """Builds our tree from released tensors.
-
-    Args:
-      tensors: released name to array; read one by one, so a lazy mapping keeps memory low.
-      shapes: abstract tree of ours (anything with `.shape` at the leaves) to check against.
-
-    Raises:
-      ValueError: listing unmapped, missing and mis-shaped names.
-    """
-    expected = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
-    out: dict[str, np.ndarray] = {}
-    used: set[str] = set()
-    problems: list[str] = []
-    for rule in rules:
-        names = _names(rule, expected.get(rule.ours))
-        missing = [name for name in names if name not in tensors]
-        if missing or rule.ours not in expected:
-            problems += [f"missing {name}" for name in missing]
-            problems += [] if rule.ours in expected else [f"no parameter {rule.ours}"]
-            continue
-        used.update(names)
-        parts = [rule.to_ours(np.asarray(tensors[name])) for name in names]
-        array = np.stack(parts) if "{i}" in rule.theirs else parts[0]
-        if array.shape != expected[rule.ours]:
-            problems.append(f"{rule.theirs} gives {array.shape}, not {expected[rule.ours]}")
-        out[rule.ours] = np.ascontiguousarray(array)
-    problems += [f"unmapped {name}" for name in tensors if name not in used]
-    problems += [f"no rule fills {path}" for path in expected if path not in out]
-    _refuse(problems)
-    return unflatten(out)
-
-
-def to_hf(params: Tree, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
-    """Builds the released tensors from our tree; inverse of `to_jax`.
-
-    Raises:
-      ValueError: listing parameters without a rule and rules without a parameter.
-    """
-    leaves = flatten(params)
-    out: dict[str, np.ndarray] = {}
-    problems = [f"no parameter {rule.ours}" for rule in rules if rule.ours not in leaves]
-    problems += [f"no rule for {path}" for path in leaves if path not in {r.ours for r in rules}]
-    _refuse(problems)
-    for rule in rules:
-        array = np.asarray(leaves[rule.ours])
-        names = _names(rule, array.shape)
-        parts = list(array) if "{i}" in rule.theirs else [array]
-        for name, part in zip(names, parts, strict=True):
-            out[name] = np.ascontiguousarray(rule.to_theirs(part))
-    return out
-
-
 def flatten(tree: Tree, prefix: str = "") -> dict[str, object]:
     """Nested dicts to `/`-joined paths."""
     out: dict[str, object] = {}
@@ -151,13 +98,19 @@ def unflatten(leaves: Mapping[str, object]) -> Tree:
     return tree
 
 
-def _names(rule: Rule, shape: tuple[int, ...] | None) -> list[str]:
+def names_of(rule: Rule, shape: tuple[int, ...] | None) -> list[str]:
+    """Released names of a parameter of this shape, one per layer where they are stacked."""
     if "{i}" not in rule.theirs:
         return [rule.theirs]
     return [rule.theirs.replace("{i}", str(i)) for i in range(shape[0] if shape else 1)]
 
 
-def _refuse(problems: list[str]) -> None:
+def refuse(problems: Sequence[str]) -> None:
+    """Tells all that does not fit, if anything does not.
+
+    Raises:
+      ValueError: listing the first 40.
+    """
     if problems:
         shown = "\n  ".join(sorted(problems)[:40])
         more = f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else ""

@@ -181,11 +181,11 @@ def load(
     Raises:
       ValueError: listing unmapped, missing and mis-shaped names, before any tensor is read.
     """
-    tables._refuse(sorted({*faults, *misfits(entries, table, shapes)}))
+    tables.refuse(sorted({*faults, *misfits(entries, table, shapes)}))
     want, where = tables.flatten(shapes), placement(place)
     out = {}
     for rule in table:
-        names = tables._names(rule, tuple(want[rule.ours].shape))
+        names = tables.names_of(rule, tuple(want[rule.ours].shape))
         kind = jnp.dtype(dtype) if dtype else _widest(entries[name].dtype for name in names)
         parts = [partial(_to_ours, rule, entries[name]) for name in names]
         shape, sharding = tuple(want[rule.ours].shape), where(rule.ours)
@@ -203,7 +203,7 @@ def misfits(entries: Mapping[str, Entry], table: Sequence[Rule], shapes: Tree) -
     want = {path: tuple(leaf.shape) for path, leaf in tables.flatten(shapes).items()}
     used, found = set(), []
     for rule in table:
-        used.update(tables._names(rule, want.get(rule.ours)))
+        used.update(tables.names_of(rule, want.get(rule.ours)))
         found += rule_misfits(rule, entries, want.get(rule.ours))
     found += [f"unmapped {name}" for name in entries if name not in used]
     ours = {rule.ours for rule in table}
@@ -217,7 +217,7 @@ def rule_misfits(
     if shape is None:
         return [f"no parameter {rule.ours}"]
     inner, found = shape[1:] if "{i}" in rule.theirs else shape, []
-    for name in tables._names(rule, shape):
+    for name in tables.names_of(rule, shape):
         entry = entries.get(name)
         if entry is None:
             found.append(f"missing {name}")
@@ -326,7 +326,7 @@ def released(params: Tree, table: Sequence[Rule], *, dtype: str | None = None) -
     """
     leaves, ours = tables.flatten(params), {rule.ours for rule in table}
     found = [f"no parameter {rule.ours}" for rule in table if rule.ours not in leaves]
-    tables._refuse(found + [f"no rule for {path}" for path in leaves if path not in ours])
+    tables.refuse(found + [f"no rule for {path}" for path in leaves if path not in ours])
     out = {}
     for rule in table:
         leaf, stacked = leaves[rule.ours], "{i}" in rule.theirs
@@ -334,7 +334,7 @@ def released(params: Tree, table: Sequence[Rule], *, dtype: str | None = None) -
         if dtype is not None and jnp.issubdtype(kind, jnp.floating):
             kind = jnp.dtype(dtype)
         shape = _shape_after(rule.to_theirs, tuple(inner))
-        for i, name in enumerate(tables._names(rule, tuple(leaf.shape))):
+        for i, name in enumerate(tables.names_of(rule, tuple(leaf.shape))):
             read = partial(_to_theirs, rule, leaf, i if stacked else None)
             out[name] = Entry(shape, kind, read)
     return out
