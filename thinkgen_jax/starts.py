@@ -10,8 +10,9 @@ a folder  a released one (`hf.folders`): a ThinkGen pipeline, a Qwen3-VL for the
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from thinkgen_jax import checkpoint, parts, sharding
 from thinkgen_jax.hf import assets, folders
-from thinkgen_jax.hf.rules import flatten
+from thinkgen_jax.hf.rules import flatten, unflatten
 from thinkgen_jax.models import presets
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.steps import flow_sft
@@ -123,17 +124,7 @@ def _from_folder(config: ConfigDict, system: System, tree: str, source: str, log
     shapes = parts.shapes(system, tree)
     how = dict(shapes=shapes, dtype="float32", place=sharding.infer(shapes, _mesh()))
     if tree == "dit" and released(source) == "omnigen2":
-        key = _key(config, tree)
-
-        def fresh(paths: Sequence[str]) -> dict[str, jax.Array]:
-            """Only what is asked for is computed."""
-
-            def chosen(key):
-                made = flatten(parts.random_tree(system, tree, key))
-                return {path: made[path] for path in paths}
-
-            return jax.jit(chosen)(key)
-
+        fresh = partial(_fresh, system, _key(config, tree))
         params, made = folders.read_start(source, system, fresh=fresh, **how)
         log.info("%s: fresh %s", tree, ", ".join(made))
         return params
@@ -156,41 +147,37 @@ def _from_run(config: ConfigDict, system: System, tree: str, source: str) -> Tre
     return found
 
 
+def _fresh(system: System, key: jax.Array, paths: Sequence[str]) -> dict[str, jax.Array]:
+    """Initial values of these parameters of the DiT; no others are computed."""
+
+    def chosen(key):
+        made = flatten(parts.random_tree(system, "dit", key))
+        return {path: made[path] for path in paths}
+
+    return jax.jit(chosen)(key)
+
+
 def _reinit(config: ConfigDict, system: System, params: Tree, key: jax.Array) -> Tree:
     """Fresh values for parameters that match `config.reinit`, or that the source does not have."""
     if not config.reinit:
         return params
-    fresh = parts.random_params(system, "dit", key)
-    flat = dict(_flat(params))
-    hits = 0
-
-    def pick(path, leaf):
-        nonlocal hits
-        name = sharding.path_name(path)
-        if any(re.search(pattern, name) for pattern in config.reinit):
-            hits += 1
-            return leaf
-        if name not in flat or flat[name].shape != leaf.shape:
-            raise ValueError(f"config.start.dit: {name} is missing or mis-shaped there")
-        return flat[name]
-
-    out = jax.tree_util.tree_map_with_path(pick, fresh)
-    if not hits:
+    found, wanted = flatten(params), flatten(parts.shapes(system, "dit"))
+    new = [name for name in wanted if any(re.search(p, name) for p in config.reinit)]
+    if not new:
         raise ValueError(f"config.reinit={config.reinit} matches no parameter")
-    return out
+    kept = {name: leaf for name, leaf in wanted.items() if name not in new}
+    for name, leaf in kept.items():
+        if name not in found or found[name].shape != leaf.shape:
+            raise ValueError(f"config.start.dit: {name} is missing or mis-shaped there")
+    return unflatten({name: found[name] for name in kept} | _fresh(system, key, new))
 
 
 def _compare(found: Tree, wanted: Tree, where: str) -> None:
-    a, b = dict(_flat(found)), dict(_flat(wanted))
+    a, b = flatten(found), flatten(wanted)
     for name in sorted(a.keys() | b.keys()):
         if name not in a or name not in b or a[name].shape != b[name].shape:
             sizes = [str(getattr(t.get(name), "shape", "nothing")) for t in (a, b)]
             raise ValueError(f"{where}: {name} is {sizes[0]} there, {sizes[1]} here")
-
-
-def _flat(tree: Tree) -> Iterator[tuple[str, object]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield sharding.path_name(path), leaf
 
 
 def _count(params: Tree) -> int:
