@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 from tests.hf import released
 from tests.toy import golden_tree, toy_text
 from thinkgen_jax import checkpoint, cli, convert
-from thinkgen_jax.hf import assets, folders
+from thinkgen_jax.hf import adapters, assets, folders
 from thinkgen_jax.models import presets
 from thinkgen_jax.structs import TrainState
 
@@ -95,6 +95,47 @@ def test_an_mllm_alone_moves_between_folders(door, tmp_path):
     system = assets.load_system(tmp_path / "ours")
     tree = assets.load_tree(tmp_path / "ours", system, "mllm", shapes=golden_tree("mllm"))
     assert jax.tree.structure(tree) == jax.tree.structure(golden_tree("mllm"))
+
+
+QUERY = "layers.0.attn.to_q.weight"
+
+
+def lora(folder, name, shape):
+    """A random adapter of rank 2 and scale 3 for one weight [out, in]; returns what it adds."""
+    rng = np.random.default_rng(0)
+    b, a = (rng.normal(size=size).astype(np.float32) for size in ((shape[0], 2), (2, shape[1])))
+    settings = adapters.AdapterSettings(r=2, lora_alpha=6, target_modules=("to_q",))
+    adapters.write_adapter(folder, adapters.Adapter(settings, {name: (a, b)}))
+    return 3 * b @ a
+
+
+def test_an_adapter_is_merged(door, tmp_path):
+    source = released.thinkgen(tmp_path / "source")
+    want = released.weights("transformer")
+    added = lora(tmp_path / "lora", QUERY, want[QUERY].shape)
+    words = [f"--source={source}", f"--adapter={tmp_path / 'lora'}", f"--out={tmp_path / 'out'}"]
+    door("--format=thinkgen", *words)
+    found = released.all_tensors(tmp_path / "out" / "transformer")
+    got = {key.split(":")[1]: tensor for key, tensor in found.items()}
+    np.testing.assert_allclose(got.pop(QUERY), want.pop(QUERY) + added, rtol=1e-5, atol=1e-6)
+    released.assert_same_tensors(got, want)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("layers.99.attn.to_q.weight", (), "layers.99.attn.to_q.weight is in no tree"),
+        (QUERY, ("--format=qwen3vl",), "--adapter is one of the dit, and no dit is written"),
+    ],
+)
+def test_adapters_without_a_place_are_refused(door, tmp_path, capsys, name, words, message):
+    source = released.thinkgen(tmp_path / "source")
+    lora(tmp_path / "lora", name, released.weights("transformer")[QUERY].shape)
+    given = [f"--source={source}", f"--adapter={tmp_path / 'lora'}", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit):
+        door("--format=thinkgen", *given, *words)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_refuses_a_tree_of_other_dimensions(door, tmp_path, capsys):

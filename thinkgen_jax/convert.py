@@ -7,7 +7,8 @@
         --mllm=runs/sepgrpo-thinkgen --dit=runs/sepgrpo-thinkgen --out=ThinkGen-tuned
 
 A tree comes from a run or from a released folder. One that is not named stays as it is in the
-folder; a released format takes it, its configs and its tokenizer from `--source`.
+folder; a released format takes it, its configs and its tokenizer from `--source`. LoRA adapters in
+PEFT's files are merged on the way (`--adapter`).
 
 With `--tokenizer` the nano tokenizer is learnt anew from the miniature world's sentences, which
 invalidates every MLLM trained before. Of an autoencoder the shift and scale of its latents are
@@ -23,7 +24,8 @@ from absl import flags
 
 from thinkgen_jax import checkpoint, cli, parts
 from thinkgen_jax.data import batches, sources, text
-from thinkgen_jax.hf import assets, export, folders
+from thinkgen_jax.hf import adapters, assets, export, folders, streams
+from thinkgen_jax.hf.adapters import Adapter
 from thinkgen_jax.models import presets
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.models.vae import Vae
@@ -52,6 +54,12 @@ FORMAT = flags.DEFINE_enum(
 SOURCE = flags.DEFINE_multi_string(
     "source", [], "Released folder to keep to; may be repeated.", flag_values=FLAGS
 )
+ADAPTER = flags.DEFINE_multi_string(
+    "adapter",
+    [],
+    "PEFT folder of a LoRA adapter, merged into the released weights it names; may be repeated.",
+    flag_values=FLAGS,
+)
 DTYPE = flags.DEFINE_string(
     "dtype",
     None,
@@ -76,7 +84,10 @@ def run() -> None:
         raise ValueError("--out is needed: the folder to write")
     system = _system()
     if FORMAT.value == "assets":
-        _ours(system, _trees(system))
+        adapted = _adapters(system)
+        trees = _trees(system, adapted)
+        _check_used(adapted, trees)
+        _ours(system, trees)
     else:
         _theirs(system)
     total = sum(f.stat().st_size for f in Path(OUT.value).rglob("*") if f.is_file())
@@ -94,7 +105,36 @@ def _system() -> System:
     return system
 
 
-def _trees(system: System) -> dict[str, Tree]:
+def _adapters(system: System) -> dict[str, Adapter]:
+    """The given adapters by the tree whose weights they name."""
+    if not ADAPTER.value:
+        return {}
+    tables = {tree: folders.TABLES[tree].rules(getattr(system, tree)) for tree in parts.TREES}
+    names = {
+        tree: streams.released(parts.shapes(system, tree), table).keys()
+        for tree, table in tables.items()
+    }
+    found = {}
+    for folder in ADAPTER.value:
+        adapter = adapters.read_adapter(folder)
+        fits = [tree for tree in parts.TREES if adapter.weights.keys() <= names[tree]]
+        if not fits:
+            raise ValueError(f"--adapter={folder}: {min(adapter.weights)} is in no tree")
+        if fits[0] in found:
+            raise ValueError(f"--adapter={folder}: the {fits[0]} has an adapter already")
+        found[fits[0]] = adapter
+    return found
+
+
+def _check_used(adapted: dict[str, Adapter], trees: dict[str, Tree]) -> None:
+    unused = sorted(adapted.keys() - trees.keys())
+    if unused:
+        raise ValueError(
+            f"--adapter is one of the {unused[0]}, which is not written: --{unused[0]}="
+        )
+
+
+def _trees(system: System, adapted: dict[str, Adapter]) -> dict[str, Tree]:
     """The named trees, on the host."""
     trees = {}
     for tree, flag in TREES.items():
@@ -102,7 +142,10 @@ def _trees(system: System) -> dict[str, Tree]:
             continue
         shapes = parts.shapes(system, tree)
         if folders.kind(flag.value):
-            trees[tree] = folders.read_tree(flag.value, system, tree, shapes=shapes)
+            how = dict(shapes=shapes, adapter=adapted.get(tree))
+            trees[tree] = folders.read_tree(flag.value, system, tree, **how)
+        elif tree in adapted:
+            raise ValueError(f"--adapter: merged into released folders, --{tree} is a run")
         else:
             trees[tree] = jax.device_get(checkpoint.restore_learned(flag.value, tree, shapes))
         print(f"{tree}: {flag.value}")
@@ -126,16 +169,18 @@ def _ours(system: System, trees: dict[str, Tree]) -> None:
 def _theirs(system: System) -> None:
     """Trees that are not named come from the sources."""
     alone = FORMAT.value == "qwen3vl"
-    trees = _trees(system)
+    adapted = _adapters(system)
+    trees = _trees(system, adapted)
     for tree in ("mllm",) if alone else parts.TREES:
         for folder in SOURCE.value:
             if tree not in trees and folders.has_tree(folder, tree):
-                shapes = parts.shapes(system, tree)
-                trees[tree] = folders.read_tree(folder, system, tree, shapes=shapes)
+                how = dict(shapes=parts.shapes(system, tree), adapter=adapted.get(tree))
+                trees[tree] = folders.read_tree(folder, system, tree, **how)
                 print(f"{tree}: {folder}")
     missing = sorted(({"mllm"} if alone else set(parts.TREES)) - set(trees))
     if missing:
         raise ValueError(f"--format={FORMAT.value} needs --{missing[0]} or a --source that has it")
+    _check_used(adapted, trees)
     dtype = DTYPE.value or ("source" if SOURCE.value else None)
     export.write_folder(OUT.value, system, trees, SOURCE.value or None, dtype=dtype, plain=alone)
 
