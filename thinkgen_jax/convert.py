@@ -129,9 +129,7 @@ def _adapters(system: System) -> dict[str, Adapter]:
 def _check_used(adapted: dict[str, Adapter], trees: dict[str, Tree]) -> None:
     unused = sorted(adapted.keys() - trees.keys())
     if unused:
-        raise ValueError(
-            f"--adapter is one of the {unused[0]}, which is not written: --{unused[0]}="
-        )
+        raise ValueError(f"--adapter is one of the {unused[0]}, and no {unused[0]} is written")
 
 
 def _trees(system: System, adapted: dict[str, Adapter]) -> dict[str, Tree]:
