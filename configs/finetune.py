@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 3, fine-tuning: all of the DiT on a better set, low rate.
+"""Stage 3, fine-tuning: all of the DiT on a better set, at a lower rate.
 
 More users' sentences, and words that stand behind a thought: states there differ from those behind
 an empty one, and the DiT of the nano system is too small to obey them unseen.

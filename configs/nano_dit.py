@@ -5,7 +5,7 @@ The released system starts from OmniGen2's DiT, which drew behind another condit
 prepadding states are made afresh in `align`.
 
 Which words go with which place is learnt only where the picture does not show it yet, so training
-begins near the noise (shift 16), and goes on towards the data in pretrain (4) and finetune (2).
+begins near the noise (shift 16), and goes on towards the data in pretrain (4) and finetune (3).
 """
 
 from configs import align, common

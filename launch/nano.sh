@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Trains the shipped nano weights from nothing, stage by stage: several hours on two quiet cores.
 # Every line goes on where it was stopped, so the whole script may be started again at any time. On an
-# accelerator give the DiT larger batches, made by processes of their own: BATCH=192 WORKERS=12
+# accelerator give the DiT larger batches, made by processes of their own: BATCH=192 WORKERS=12, and
+# the same again when it is started again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,6 +34,10 @@ python -m thinkgen_jax.convert --vae=runs/nano_vae_decoder --out=thinkgen_jax/as
 
 train nano_mllm
 larger=()
+if [ -n "${WORKERS:-}" ] && [ -z "${BATCH:-}" ]; then
+  echo "error: WORKERS is set without BATCH" >&2
+  exit 2
+fi
 if [ -n "${BATCH:-}" ]; then
   larger=(--config.plans.flow_sft.batch="$BATCH" --config.plans.flow_sft.workers="${WORKERS:-0}")
 fi

@@ -6,12 +6,13 @@ place, reads it to the devices in a process of its own, and prints the highest a
 beyond the parameters, in largest tensors; pages of files that are only mapped are not counted.
 """
 
+import contextlib
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,18 +43,22 @@ def anonymous() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-class Peak(threading.Thread):
-    """Watches anonymous memory until told to stop."""
+@contextlib.contextmanager
+def watched() -> Iterator[list[int]]:
+    """Looks at anonymous memory every two milliseconds; the list holds the most there was."""
+    peak, done = [anonymous()], threading.Event()
 
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.bytes, self.going = 0, True
+    def look() -> None:
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], anonymous())
 
-    def run(self) -> None:
-        """Looks every two milliseconds."""
-        while self.going:
-            self.bytes = max(self.bytes, anonymous())
-            time.sleep(0.002)
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
 
 
 def read(folder: Path) -> None:
@@ -68,14 +73,13 @@ def read(folder: Path) -> None:
     largest = max(entry.nbytes for entry in entries.values())
     with jax.set_mesh(sharding.make_mesh()):
         jnp.zeros(8).block_until_ready()  # the runtime's own memory is no part of it
-        before, peak = anonymous(), Peak()
-        peak.start()
-        begun = time.monotonic()
+        before, begun = anonymous(), time.monotonic()
         place = sharding.infer(shapes, jax.sharding.get_mesh())
-        tree = folders.read_tree(folder, system, "mllm", shapes=shapes, place=place)
-        seconds, peak.going = time.monotonic() - begun, False
+        with watched() as peak:
+            tree = folders.read_tree(folder, system, "mllm", shapes=shapes, place=place)
+        seconds = time.monotonic() - begun
     placed = checkpoint.nbytes(tree)
-    beyond = (peak.bytes - before - placed) / largest
+    beyond = (peak[0] - before - placed) / largest
     print(
         f"{len(entries)} tensors, {placed / GIB:.2f} GiB in {seconds:.1f} s; the largest has "
         f"{largest / GIB:.2f} GiB; anonymous memory beyond the parameters at most {beyond:.2f} "
@@ -86,12 +90,19 @@ def read(folder: Path) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    """Writes and reads, or with `read FOLDER` reads alone."""
-    if words[:1] == ["read"]:
+    """Writes and reads, or with `read FOLDER` reads alone.
+
+    Raises:
+      SystemExit: for other words, and with the result of the process that reads.
+    """
+    if len(words) == 2 and words[0] == "read" and Path(words[1]).is_dir():
         read(Path(words[1]))
         return
+    layers = words[0] if words else "2"
+    if len(words) > 1 or not layers.isdecimal() or int(layers) < 1:
+        raise SystemExit(f"error: {' '.join(words)}: want a number of layers, or read FOLDER")
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), int(words[0]) if words else 2)
+        write(Path(folder), int(layers))
         done = subprocess.run([sys.executable, "-m", "launch.reading", "read", folder])
     raise SystemExit(done.returncode)
 

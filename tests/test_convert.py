@@ -23,10 +23,10 @@ def door():
     flagsaver.restore_flag_values(saved, convert.FLAGS)
 
 
-def commit(folder, tree, params, ema=None):
+def commit(folder, tree, params, ema=None, **meta):
     with checkpoint.Checkpoints(folder) as saves:
         state = {tree: TrainState(jnp.zeros((), jnp.int32), params, {}, ema)}
-        saves.save(1, state, data={}, meta={"preset": "tiny"})
+        saves.save(1, state, data={}, meta={"preset": "tiny", **meta})
 
 
 def test_takes_the_average_and_leaves_the_rest(door, tmp_path, capsys):
@@ -95,6 +95,17 @@ def test_an_mllm_alone_moves_between_folders(door, tmp_path):
     system = assets.load_system(tmp_path / "ours")
     tree = assets.load_tree(tmp_path / "ours", system, "mllm", shapes=golden_tree("mllm"))
     assert jax.tree.structure(tree) == jax.tree.structure(golden_tree("mllm"))
+
+
+def test_a_marker_goes_with_its_run(door, tmp_path, capsys):
+    params, out = golden_tree("dit"), tmp_path / "out"
+    commit(tmp_path / "run", "dit", params, system={"marker": "<INS>"})
+    door(f"--dit={tmp_path / 'run'}", f"--out={out}", "--preset=tiny")
+    assert assets.load_system(out).marker == "<INS>"
+    source = released.thinkgen(tmp_path / "source")
+    with pytest.raises(SystemExit):
+        door(f"--dit={tmp_path / 'run'}", f"--out={out}", "--format=thinkgen", f"--source={source}")
+    assert "markers ['<INS>'] cannot stand" in capsys.readouterr().err
 
 
 QUERY = "layers.0.attn.to_q.weight"

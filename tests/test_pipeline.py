@@ -237,10 +237,11 @@ def test_references_matter_and_seeds_repeat(quick):
 
 
 def test_pictures_of_one_prompt_share_a_greedy_thought(wordy):
-    """The script holds one response: a second reading would find it empty."""
+    """The script holds one response: with one row a batch, a second reading would find it empty."""
     parts, params = wordy("hm</think>a red cat<|im_end|>")
     model = ThinkGen(parts, params)
-    several = model.generate_images("cat", count=3, seed=4, size=(16, 16), text_guidance=1.0)
+    how = dict(size=(16, 16), text_guidance=1.0, batch=1)
+    several = model.generate_images("cat", count=3, seed=4, **how)
     assert [r.instruction for r in several] == ["a red cat"] * 3
     assert len({r.image.tobytes() for r in several}) == 3
     with pytest.raises(ValueError, match="count = 0"):
@@ -248,12 +249,12 @@ def test_pictures_of_one_prompt_share_a_greedy_thought(wordy):
 
 
 def test_sampled_thoughts_are_each_their_own(wordy):
-    """Two responses, one a batch row each: equal requests are not merged above temperature 0."""
-    parts, params = wordy("hm</think>a red cat<|im_end|>")
+    """Equal requests are read one by one above temperature 0, in their order."""
+    parts, params = wordy("a</think>one<|im_end|>", "b</think>two<|im_end|>")
     asked = [Request("cat", think=True, size=(16, 16), seed=s) for s in (0, 1)]
-    for temperature, different in ((0.0, 1), (1.0, 2)):
-        settings = default(parts.system, temperature=temperature)
-        assert len({pipeline._asks(r, i, settings) for i, r in enumerate(asked)}) == different
+    settings = default(parts.system, temperature=1.0, text_guidance=1.0, batch=1)
+    results = pipeline.generate(parts, params, asked, settings)
+    assert [r.instruction for r in results] == ["one", "two"]
 
 
 # --- as the release does it ---------------------------------------------------------------------

@@ -2,13 +2,16 @@
 """Where runs begin: released folders, whole and in parts, and what is refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import align
 from tests.hf import released
+from tests.hf.released import assert_trees_equal
 from tests.toy import golden_tree
-from thinkgen_jax import logs, parts, sharding, starts
+from thinkgen_jax import checkpoint, logs, parts, sharding, starts
+from thinkgen_jax.structs import TrainState
 
 LOG = logs.setup()
 
@@ -75,3 +78,17 @@ def test_a_folder_without_the_tree_is_refused(pipeline, tmp_path):
     qwen = str(released.qwen(tmp_path))
     with pytest.raises(ValueError, match="transformer: no such folder"):
         read(config_of(mllm=pipeline, dit=qwen), "dit")
+
+
+def test_a_run_of_another_marker_is_refused(tmp_path):
+    """Its states stand behind another token: what learns on from it must say the same."""
+    params = golden_tree("dit")
+    with checkpoint.Checkpoints(tmp_path) as saves:
+        state = {"dit": TrainState(jnp.zeros((), jnp.int32), params, {}, None)}
+        meta = {"preset": "tiny", "system": {"marker": "<INS>"}}
+        saves.save(1, state, data={}, meta=meta)
+    config = config_of(dit=str(tmp_path))
+    with pytest.raises(ValueError, match="learned with the marker '<INS>'"):
+        read(config, "dit")
+    config.marker = "<INS>"
+    assert_trees_equal(read(config, "dit"), params)

@@ -15,6 +15,7 @@ invalidates every MLLM trained before. Of an autoencoder the shift and scale of 
 measured and told: they belong into the preset before anything is trained on them.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -102,7 +103,19 @@ def _system() -> System:
             raise ValueError(f"--source={folder}: no released folder")
     for folder in sorted(SOURCE.value, key=lambda path: folders.kind(path) != "qwen3vl"):
         system = folders.read_system(folder, system if PRESET.present else None)
-    return system
+    return replace(system, marker=_marker(system.marker))
+
+
+def _marker(default: str) -> str:
+    """The token that the named runs put before instructions; a released folder knows one alone."""
+    runs = [flag.value for flag in TREES.values() if flag.value and not folders.kind(flag.value)]
+    metas = [checkpoint.read_meta(checkpoint.find(run)) for run in runs]
+    found = {meta.get("system", {}).get("marker", default) for meta in metas} or {default}
+    if len(found) > 1 or (FORMAT.value != "assets" and found != {default}):
+        raise ValueError(
+            f"the runs' markers {sorted(found)} cannot stand in a folder of --format={FORMAT.value}"
+        )
+    return found.pop()
 
 
 def _adapters(system: System) -> dict[str, Adapter]:

@@ -96,7 +96,10 @@ MARKER = flags.DEFINE_string(
     "marker", None, "Token before the instruction; default the system's.", flag_values=FLAGS
 )
 PARITY = flags.DEFINE_bool(
-    "parity", False, "Do as the release does in every detail.", flag_values=FLAGS
+    "parity",
+    False,
+    "Round, sample and resize as the release does; see presets.as_released.",
+    flag_values=FLAGS,
 )
 
 
@@ -191,6 +194,8 @@ def _copies(asked: Asked) -> Iterator[Asked]:
     if count == 1:
         yield asked
         return
+    if asked.request.task == "understand":
+        raise ValueError(f"--images_per_prompt={count}: --task=understand gives one answer")
     for n in range(count):
         request = replace(asked.request, seed=asked.request.seed + n)
         path = asked.path.with_stem(f"{asked.path.stem}-{n + 1}")
@@ -280,6 +285,7 @@ def _write(one: Asked, result: Result, settings: Settings, seconds: float) -> No
         "size": None if result.image is None else list(result.image.shape[:2]),
         "seed": request.seed,
         "settings": {**vars(settings), "dtype": DTYPE.value, "parity": PARITY.value},
+        "marker": MARKER.value or "default",
         "checkpoint": CHECKPOINT.value or "shipped",
         "seconds": round(seconds, 2),
         "version": __version__,

@@ -68,8 +68,8 @@ def build(system: System, text: Text) -> Parts:
     """
     if text.close_id >= system.mllm.vocab_size:
         raise ValueError(
-            f"config.marker {text.marker!r} is token {text.close_id}, the MLLM's embedding has "
-            f"{system.mllm.vocab_size} rows"
+            f"marker {text.marker!r} (--marker, config.marker) is token {text.close_id}, the "
+            f"MLLM's embedding has {system.mllm.vocab_size} rows"
         )
     return Parts(system, Mllm(system.mllm), Dit(system.dit), Vae(system.vae), text)
 

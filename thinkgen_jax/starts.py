@@ -139,6 +139,12 @@ def _from_run(config: ConfigDict, system: System, tree: str, source: str) -> Tre
             f"config.start.{tree}={source}: no such run; train it first, e.g. "
             f"python -m thinkgen_jax.train --config=configs/{path.name.split('-')[0]}.py"
         )
+    marker = checkpoint.read_meta(checkpoint.find(path)).get("system", {}).get("marker")
+    if marker not in (None, system.marker):
+        raise ValueError(
+            f"config.start.{tree}={source} learned with the marker {marker!r}; say "
+            f"--config.marker={marker!r}"
+        )
     found = checkpoint.restore_learned(path, tree)
     found = {k: v for k, v in found.items() if k != flow_sft.EMBED}
     if tree == "dit" and config.reinit:

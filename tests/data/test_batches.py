@@ -2,6 +2,9 @@
 """Batches: random access, rows of like length together, positions that resume."""
 
 import importlib
+import multiprocessing
+import os
+import signal
 
 import jax
 import numpy as np
@@ -104,6 +107,19 @@ def test_workers_make_the_same_batches_in_the_same_order():
             jax.tree.leaves(next(alone)), jax.tree.leaves(next(several)), strict=True
         ):
             np.testing.assert_array_equal(one, other)
+
+
+def test_workers_survive_ctrl_c():
+    """The terminal sends it to all of them; the run still needs batches until it has committed."""
+    iterator = opened(workers=2)
+    for _ in range(2):  # now both are up
+        next(iterator)
+    children = multiprocessing.active_children()
+    assert len(children) >= 2
+    for child in children:
+        os.kill(child.pid, signal.SIGINT)
+    for _ in range(8):
+        next(iterator)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

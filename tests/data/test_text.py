@@ -100,19 +100,26 @@ def test_another_marker_takes_its_place(released):
     assert other.decode(other.pseudo("p")).endswith("<|im_start|>assistant\n<|video_pad|>p")
 
 
-def test_a_marker_of_ones_own_is_added():
+def test_a_marker_of_ones_own_is_added(tmp_path):
     """`<INS>` takes the next free id, stays whole between words, and is there again when read."""
     system = presets.get("nano")
     count = len(words.load(parts.ASSETS, system="s").tokenizer)
-    for _ in range(2):
-        text = words.load(parts.ASSETS, system="s", marker="<INS>")
+    for folder in (parts.ASSETS, tmp_path):
+        text = words.load(folder, system="s", marker="<INS>")
+        text.tokenizer.save_pretrained(tmp_path)
         assert text.close_id == count
         assert text.pseudo("a red circle").count(count) == 1
         written = text.encode("hm<INS>a red circle<|im_end|>")
         assert text.split(written) == ("hm", "a red circle", True)
-    with pytest.raises(ValueError, match="config.marker '<INS>' is token"):
+    with pytest.raises(ValueError, match="marker '<INS>' .* is token"):
         small = replace(system, mllm=replace(system.mllm, vocab_size=count))
         parts.build(small, text)
+
+
+@pytest.mark.parametrize("marker", ["", " ", "red", "<a b>", "<think>", "<|im_end|>"])
+def test_impossible_markers_are_refused(nano, marker):
+    with pytest.raises(ValueError, match="want <NAME>"):
+        words.Text(nano.tokenizer, system="s", marker=marker)
 
 
 # --- the tokenizer of the miniature world ---------------------------------------------------------

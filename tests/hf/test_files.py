@@ -79,12 +79,6 @@ def test_reading_is_lazy(tmp_path):
         tensors["e"]
 
 
-def test_floats_are_cast_as_they_are_read(tmp_path):
-    files.save_tensors(tmp_path / "m.safetensors", TENSORS)
-    tensors = files.open_tensors(tmp_path, dtype="bfloat16")
-    assert tensors["a.weight"].dtype == BF16 and tensors["c"].dtype == np.int64
-
-
 def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m.safetensors"
     files.save_tensors(path, TENSORS)

@@ -2,11 +2,12 @@
 """The grain graph: examples mapped, batched, mixed and resumable, all of static shape.
 
 Batches of different make-up (with and without references) are streams of their own, mixed by
-weight a batch at a time: each has one shape, so each compiles once. The position of a mixed stream
-is one number, and batch n is the same whoever asks for it.
+weight a batch at a time: each has one shape, so each compiles once. Batch n is the same whoever
+asks for it; the position of a mixed stream is one number, with workers one of each.
 """
 
 import json
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -78,8 +79,13 @@ def mixed(
     dataset = data.to_iter_dataset(options)
     if workers:
         several = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(several)
+        dataset = dataset.mp_prefetch(several, _ignore_interrupts)
     return iter(dataset)
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """Ctrl-C is for the process that trains: it still needs batches until it has committed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def batched(example: Callable[[int], object], size: int, collate: Callable) -> grain.MapDataset:

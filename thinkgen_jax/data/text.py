@@ -15,6 +15,7 @@ Forms of a request, after system and user turn:
 Source: ThinkGen@7388ad5 (templates, verbatim); Qwen3-VL chat template.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ VISION_START, IMAGE_PAD, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vi
 OPEN, CLOSE = "<think>", "</think>"
 # Order is part of the nano models: their configs name these ids.
 SPECIAL = ("<|endoftext|>", START, END, VISION_START, VISION_END, IMAGE_PAD, "<|video_pad|>")
+TAKEN = (OPEN, START, END, VISION_START, VISION_END, IMAGE_PAD)  # mean something else already
 
 
 class Text:
@@ -42,6 +44,7 @@ class Text:
         self.tokenizer = tokenizer
         self.system = system
         self.marker = marker
+        check_marker(marker)
         if len(self.encode(marker)) != 1:
             tokenizer.add_tokens([AddedToken(marker, special=False)])
         self.close_id = self._special(marker)
@@ -97,6 +100,17 @@ class Text:
         if len(ids) != 1:
             raise ValueError(f"the tokenizer has no token {token!r}")
         return ids[0]
+
+
+def check_marker(marker: str) -> None:
+    """Refuses what cannot stand before an instruction.
+
+    Raises:
+      ValueError: for anything but a tag, and for tags that have a meaning already.
+    """
+    if not re.fullmatch(r"<[^<>\s]+>", marker) or marker in TAKEN:
+        taken = ", ".join(TAKEN)
+        raise ValueError(f"marker {marker!r} (--marker, config.marker): want <NAME>, not {taken}")
 
 
 def placeholder(count: int) -> str:

@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -29,15 +28,9 @@ METADATA = {"format": "pt"}
 class Tensors(Mapping):
     """Name to array over one or several files; an array is read when it is asked for."""
 
-    def __init__(self, places: Mapping[str, Path], *, dtype: str | None = None):
-        """Opens nothing yet.
-
-        Args:
-          places: file of every tensor.
-          dtype: casts floating-point tensors as they are read; None keeps them.
-        """
+    def __init__(self, places: Mapping[str, Path]):
+        """Opens nothing yet; `places` is the file of every tensor."""
         self._places = dict(places)
-        self._dtype = dtype
         self._handles: dict[Path, object] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -54,8 +47,6 @@ class Tensors(Mapping):
             array = self._handles[file].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file}: tensor {name!r} cannot be read: {error}") from error
-        if self._dtype is not None and jnp.issubdtype(array.dtype, jnp.floating):
-            array = array.astype(jnp.dtype(self._dtype))
         return array
 
     def __iter__(self) -> Iterator[str]:
@@ -65,12 +56,11 @@ class Tensors(Mapping):
         return len(self._places)
 
 
-def open_tensors(path: str | os.PathLike, *, dtype: str | None = None) -> Tensors:
+def open_tensors(path: str | os.PathLike) -> Tensors:
     """Opens a safetensors file, an index, or a folder with one of either.
 
     Args:
       path: in a folder, an index is preferred to a single file.
-      dtype: casts floating-point tensors as they are read; None keeps them.
 
     Raises:
       ValueError: nothing there; only pickles there; several files and no index; a damaged file; an
@@ -88,7 +78,7 @@ def open_tensors(path: str | os.PathLike, *, dtype: str | None = None) -> Tensor
         places = dict.fromkeys(_open(file).keys(), file)
     else:
         raise ValueError(f"{file}: not a {SUFFIX} file")
-    return Tensors(places, dtype=dtype)
+    return Tensors(places)
 
 
 def save_tensors(

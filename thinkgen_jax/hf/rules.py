@@ -2,7 +2,7 @@
 """Names and layouts: released tensors to our parameter trees and back, every name accounted for.
 
 A model's table is a tuple of `Rule`s. `{i}` in a released name runs over the layers that we stack
-on a leading axis. Both directions refuse what they cannot place, listing every name.
+on a leading axis. `streams` applies the tables both ways and refuses what has no place.
 """
 
 import re

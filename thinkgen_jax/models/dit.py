@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from thinkgen_jax.models import dit_rope
 from thinkgen_jax.models.attention import attend
-from thinkgen_jax.models.layers import Dtype, Linear, RMSNorm, lift, sinusoid
+from thinkgen_jax.models.layers import Dtype, Linear, RMSNorm, lift, rounded, sinusoid
 from thinkgen_jax.sharding import shard
 from thinkgen_jax.structs import Condition, Packed
 
@@ -45,7 +45,7 @@ class DitConfig:
       scan_unroll: joint layers traced one by one per loop turn; small models unroll all.
       remat: recompute each block in the backward pass.
       round_time: t is rounded to `dtype` before its sinusoid, see `presets.as_released`.
-      round_latents: samplers keep what they draw in `dtype` between steps, likewise.
+      round_latents: `flow.sample` keeps latents rounded to `dtype` between steps, likewise.
     """
 
     patch_size: int = 2
@@ -202,7 +202,7 @@ class TimestepEmbedder(nn.Module):
     @nn.compact
     def __call__(self, t: Float[Array, "B"]) -> Float[Array, "B Z"]:
         cfg, normal = self.cfg, nn.initializers.normal(0.02)
-        t = t.astype(cfg.dtype).astype(jnp.float32) if cfg.round_time else t
+        t = rounded(t, cfg.dtype) if cfg.round_time else t
         x = sinusoid(t * cfg.timestep_scale, dim=TIME_FREQUENCIES).astype(cfg.dtype)
         x = jax.nn.silu(Linear((cfg.time_dim,), init=normal, name="linear_1")(x))
         return Linear((cfg.time_dim,), init=normal, name="linear_2")(x)

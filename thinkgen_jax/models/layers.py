@@ -11,6 +11,12 @@ from jaxtyping import Array, Float
 Dtype = str  # name of a jax dtype, so that configs stay hashable and printable
 
 
+def rounded(x: Float[Array, "*shape"], dtype: Dtype) -> Float[Array, "*shape"]:
+    """The values that x has in another dtype, in its own; compilers drop a cast there and back."""
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=info.nmant)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis with a learned gain.
 

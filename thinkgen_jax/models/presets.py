@@ -277,9 +277,9 @@ def in_dtype(system: System, dtype: str) -> System:
 
 
 def as_released(system: System) -> System:
-    """The system with every detail in which the release does otherwise than we think right.
+    """The system with the details in which the release does otherwise than we think right.
 
-    Each can be switched alone, by the field named here:
+    Each can be switched alone, by the field named here; the first two show in bfloat16 only:
       dit.round_time      t is rounded to the DiT's dtype before its sinusoid: in bfloat16 the
                           argument 1000 t moves by up to 2 near t = 1
       dit.round_latents   noise and latents are kept in the DiT's dtype between steps

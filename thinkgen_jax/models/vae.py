@@ -22,7 +22,6 @@ from jaxtyping import Array, Float
 
 from thinkgen_jax.models.layers import Dtype, Linear, lift
 from thinkgen_jax.sharding import shard
-from thinkgen_jax.structs import Key
 
 LOGVAR_RANGE = (-30.0, 20.0)
 QUERY_BLOCK = 2048  # queries attended at once; bounds the logits of a 1024-pixel picture
@@ -266,13 +265,14 @@ class Vae(nn.Module):
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def encode(
-        self, pixels: Float[Array, "B height width 3"], key: Key | None = None
+        self, pixels: Float[Array, "B height width 3"], key: Array | None = None
     ) -> Float[Array, "B h w c"]:
         """Gives the latents the DiT sees.
 
         Args:
           pixels: in [-1, 1].
-          key: draws from the posterior as the released system does; None takes its mode.
+          key: draws from the posterior as the released system does, see `draw`; None takes the
+            mode.
         """
         return scale_latents(draw(*self.moments(pixels), key), self.cfg)
 
@@ -287,12 +287,20 @@ class Vae(nn.Module):
 
 
 def draw(
-    mean: Float[Array, "*shape"], logvar: Float[Array, "*shape"], key: Key | None
-) -> Float[Array, "*shape"]:
-    """One draw from the posterior; its mode without a key."""
+    mean: Float[Array, "B h w c"], logvar: Float[Array, "B h w c"], key: Array | None
+) -> Float[Array, "B h w c"]:
+    """One draw from the posterior; its mode without a key.
+
+    Args:
+      key: one for all rows, or [B] one for each.
+    """
     if key is None:
         return mean
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+    if key.ndim:
+        noise = jax.vmap(lambda one: jax.random.normal(one, mean.shape[1:], mean.dtype))(key)
+    else:
+        noise = jax.random.normal(key, mean.shape, mean.dtype)
+    return mean + jnp.exp(0.5 * logvar) * noise
 
 
 def scale_latents(sample: Float[Array, "B h w c"], cfg: VaeConfig) -> Float[Array, "B h w c"]:

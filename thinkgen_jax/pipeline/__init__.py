@@ -9,7 +9,7 @@ MLLM, which says what to repair; `understand` stops after the words.
 * A batch may mix everything. Rows are grouped by what they share and padded to a few sizes, so that
   few programs are compiled. What a row becomes does not depend on its neighbours, unless thoughts
   are sampled.
-* Where we differ from the release on purpose is listed in `presets.as_released`.
+* What we do otherwise than the release and can be switched stands in `presets.as_released`.
 
 Source: paper 3; ThinkGen@7388ad5 pipelines/pipeline_thinkgen.py.
 """
@@ -107,8 +107,8 @@ class ThinkGen:
 
         Greedy thoughts are the same for all of them and thought once.
         """
-        if count < 1:
-            raise ValueError(f"count = {count}, must be at least 1")
+        if count < 1 or (count > 1 and task == "understand"):
+            raise ValueError(f"count = {count}: want at least 1, and 1 with task 'understand'")
         request, notes = self.request(prompt, images, task=task, think=think, size=size, seed=seed)
         copies = [replace(request, seed=seed + n) for n in range(count)]
         return [_noted(result, notes) for result in self.generate(copies, **settings)]
@@ -170,7 +170,9 @@ def draw(
 ) -> list[Result]:
     """Draws one picture per request."""
     alike = [_asks(request, i, settings) for i, request in enumerate(requests)]
-    first = {key: request for key, request in reversed(list(zip(alike, requests, strict=True)))}
+    first: dict[tuple, Request] = {}
+    for key, request in zip(alike, requests, strict=True):
+        first.setdefault(key, request)
     found = dict(zip(first, read(parts, params.mllm, list(first.values()), settings), strict=True))
     jobs = [plan(parts.system, r, found[key]) for r, key in zip(requests, alike, strict=True)]
     painted = paint(parts, params, jobs, settings)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from thinkgen_jax import parts as putting
-from thinkgen_jax.data.text import Text
+from thinkgen_jax.data.text import Text, check_marker
 from thinkgen_jax.hf import assets, folders
 from thinkgen_jax.models import presets
 from thinkgen_jax.models.presets import System
@@ -54,6 +54,8 @@ def load(
         raise ValueError(f"--start={','.join(start)} needs the --checkpoint of a run")
     if dtype not in DTYPES:
         raise ValueError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
+    if marker is not None:
+        check_marker(marker)
     if released:
         system, text, trees = _released(folder, released, dtype)
     elif assets.is_assets(folder):

@@ -18,8 +18,7 @@ from thinkgen_jax.data import images
 from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.models.packing import pack, pack_ragged, unpack
 from thinkgen_jax.models.presets import System
-from thinkgen_jax.models.vae import Vae, scale_latents
-from thinkgen_jax.models.vae import draw as draw_posterior
+from thinkgen_jax.models.vae import Vae
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.pipeline import words
 from thinkgen_jax.pipeline.settings import (
@@ -224,9 +223,7 @@ def encode(
 def _encode(
     vae: Vae, params: Tree, pixels: Float[Array, "B y x 3"], keys: jax.Array | None
 ) -> Float[Array, "B h w c"]:
-    mean, logvar = vae.apply({"params": params}, pixels, method="moments")
-    drawn = mean if keys is None else jax.vmap(draw_posterior)(mean, logvar, keys)
-    return scale_latents(drawn, vae.cfg)
+    return vae.apply({"params": params}, pixels, keys, method="encode")
 
 
 def _keys(seeds: Sequence[tuple[int, int]]) -> jax.Array:

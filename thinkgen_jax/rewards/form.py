@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is a response well-formed: a thought that was closed, and words behind it that can be drawn."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from thinkgen_jax.structs import Sample
 
-MARKS = ("<think>", "</think>", "<|")  # a second thought or a special token is no instruction
+MARK = re.compile(r"<[/|A-Za-z]")  # a second thought, marker or special token is no instruction
 
 
 def is_well_formed(instruction: str) -> bool:
     """Whether an instruction has words and no marks."""
-    return bool(instruction.strip()) and not any(mark in instruction for mark in MARKS)
+    return bool(instruction.strip()) and not MARK.search(instruction)
 
 
 def rate(samples: Sequence[Sample]) -> np.ndarray:

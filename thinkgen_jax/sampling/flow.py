@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from thinkgen_jax.models.dit import Dit
+from thinkgen_jax.models.layers import rounded
 from thinkgen_jax.sampling import reuse
 from thinkgen_jax.sampling.reuse import Reuse
 from thinkgen_jax.structs import Condition, Packed, Tree
@@ -254,7 +255,8 @@ def sample(
 
 def held(dit: Dit, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """What a sampler keeps between steps: float32, rounded to the DiT's dtype if it is told to."""
-    return (x.astype(dit.cfg.dtype) if dit.cfg.round_latents else x).astype(jnp.float32)
+    x = x.astype(jnp.float32)
+    return rounded(x, dit.cfg.dtype) if dit.cfg.round_latents else x
 
 
 def phases_of(guidance: Guidance, steps: int, references: bool) -> list[tuple[int, int, int]]:
