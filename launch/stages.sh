@@ -9,21 +9,21 @@ cd "$(dirname "$0")/.."
 out=runs/stages
 mkdir -p "$out"
 
-measure() { # measure FILE RUN [FLAGS...]
-  [ -s "$out/$1.json" ] || python -m thinkgen_jax.evaluate --checkpoint="$2" --count=128 \
-    --scenarios=composition,reasoning,text,edit --out="$out/$1.json" "${@:3}"
+measure() { # measure FILE RUN COUNT [FLAGS...]
+  [ -s "$out/$1.json" ] || python -m thinkgen_jax.evaluate --checkpoint="$2" --count="$3" \
+    --scenarios=composition,reasoning,text,edit --out="$out/$1.json" "${@:4}"
 }
 
 files=()
 for stage in align pretrain finetune; do
-  measure "$stage" "runs/$stage-nano"
+  measure "$stage" "runs/$stage-nano" 128
   files+=("$out/$stage.json")
 done
 for seed in 0 1 2; do
   python -m thinkgen_jax.train --config=configs/sepgrpo.py --seed="$seed" \
     --workdir="runs/sepgrpo-nano-$seed"
-  measure "mllm_grpo.$seed" "runs/sepgrpo-nano-$seed" --start=dit
-  measure "dit_grpo.$seed" "runs/sepgrpo-nano-$seed"
+  measure "mllm_grpo.$seed" "runs/sepgrpo-nano-$seed" 256 --start=dit
+  measure "dit_grpo.$seed" "runs/sepgrpo-nano-$seed" 256
 done
 files+=("$out"/mllm_grpo.?.json "$out"/dit_grpo.?.json)
 python -m launch.stages "${files[@]}"
