@@ -42,9 +42,7 @@ def get_config(arg=None):
     if config.model == "nano":
         config.start = dict(mllm="runs/nano_mllm-nano", dit="runs/nano_dit-nano", vae="assets")
     config.reinit = CONNECTOR
-    config.plans = dict(
-        flow_sft=dict(batch=32, streams=streams(), drop=0.1, plain=False, workers=0)
-    )
+    config.plans = common.flow(32, streams())
     config.optim = dict(
         dit=common.optim(
             lr=3e-3 if config.model == "nano" else 1e-4,

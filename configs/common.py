@@ -112,6 +112,11 @@ def stream(
     )
 
 
+def flow(batch: int, streams: dict[str, dict]) -> dict:
+    """Plans of a supervised stage of the DiT, behind the MLLM."""
+    return dict(flow_sft=dict(batch=batch, streams=streams, drop=0.1, plain=False, workers=0))
+
+
 def draw(steps: int, *, text: float = 1.0, image: float = 1.0, temperature: float = 1.0) -> dict:
     """How rollouts draw."""
     guidance = dict(text=text, image=image, start=0.0, end=1.0)

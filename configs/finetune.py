@@ -29,9 +29,7 @@ def get_config(arg=None):
     if nano:
         config.start = dict(mllm="runs/nano_mllm-nano", dit="runs/pretrain-nano", vae="assets")
     batch = 24 if nano else 256
-    config.plans = dict(
-        flow_sft=dict(batch=batch, streams=streams(), drop=0.1, plain=False, workers=0)
-    )
+    config.plans = common.flow(batch, streams())
     if nano:
         config.plans.flow_sft.update(draws=2, shift=3.0)
     config.optim = dict(

@@ -13,9 +13,7 @@ def get_config(arg=None):
     if nano:
         config.start = dict(mllm="runs/nano_mllm-nano", dit="runs/align-nano", vae="assets")
     batch = 24 if nano else 1024
-    config.plans = dict(
-        flow_sft=dict(batch=batch, streams=align.streams(), drop=0.1, plain=False, workers=0)
-    )
+    config.plans = common.flow(batch, align.streams())
     if nano:
         # Where everything lies is decided near the noise, and that is what takes longest to learn.
         config.plans.flow_sft.update(draws=2, shift=4.0)

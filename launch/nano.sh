@@ -7,6 +7,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+if [ -n "${WORKERS:-}" ] && [ -z "${BATCH:-}" ]; then
+  echo "error: WORKERS is set without BATCH" >&2
+  exit 2
+fi
+
 # Memory that stays with the process, in huge pages: a CPU step of the DiT is a tenth faster or more.
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=4294967296 \
   MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
@@ -34,10 +39,6 @@ python -m thinkgen_jax.convert --vae=runs/nano_vae_decoder --out=thinkgen_jax/as
 
 train nano_mllm
 larger=()
-if [ -n "${WORKERS:-}" ] && [ -z "${BATCH:-}" ]; then
-  echo "error: WORKERS is set without BATCH" >&2
-  exit 2
-fi
 if [ -n "${BATCH:-}" ]; then
   larger=(--config.plans.flow_sft.batch="$BATCH" --config.plans.flow_sft.workers="${WORKERS:-0}")
 fi

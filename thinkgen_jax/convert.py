@@ -84,13 +84,14 @@ def run() -> None:
     if not OUT.value:
         raise ValueError("--out is needed: the folder to write")
     system = _system()
-    if FORMAT.value == "assets":
-        adapted = _adapters(system)
-        trees = _trees(system, adapted)
-        _check_used(adapted, trees)
-        _ours(system, trees)
-    else:
-        _theirs(system)
+    adapted = _adapters(system)
+    trees = _trees(system, adapted)
+    if FORMAT.value != "assets":
+        _fill(trees, system, adapted)
+    unused = sorted(adapted.keys() - trees.keys())
+    if unused:
+        raise ValueError(f"--adapter is one of the {unused[0]}, and no {unused[0]} is written")
+    (_ours if FORMAT.value == "assets" else _theirs)(system, trees)
     total = sum(f.stat().st_size for f in Path(OUT.value).rglob("*") if f.is_file())
     print(f"{OUT.value}: {total / 2**20:.1f} MiB")
 
@@ -139,28 +140,39 @@ def _adapters(system: System) -> dict[str, Adapter]:
     return found
 
 
-def _check_used(adapted: dict[str, Adapter], trees: dict[str, Tree]) -> None:
-    unused = sorted(adapted.keys() - trees.keys())
-    if unused:
-        raise ValueError(f"--adapter is one of the {unused[0]}, and no {unused[0]} is written")
-
-
 def _trees(system: System, adapted: dict[str, Adapter]) -> dict[str, Tree]:
     """The named trees, on the host."""
     trees = {}
     for tree, flag in TREES.items():
         if flag.value is None:
             continue
-        shapes = parts.shapes(system, tree)
         if folders.kind(flag.value):
-            how = dict(shapes=shapes, adapter=adapted.get(tree))
-            trees[tree] = folders.read_tree(flag.value, system, tree, **how)
+            trees[tree] = _released(flag.value, system, tree, adapted)
         elif tree in adapted:
             raise ValueError(f"--adapter: merged into released folders, --{tree} is a run")
         else:
+            shapes = parts.shapes(system, tree)
             trees[tree] = jax.device_get(checkpoint.restore_learned(flag.value, tree, shapes))
         print(f"{tree}: {flag.value}")
     return trees
+
+
+def _fill(trees: dict[str, Tree], system: System, adapted: dict[str, Adapter]) -> None:
+    """Takes trees that are not named from the sources."""
+    wanted = ("mllm",) if FORMAT.value == "qwen3vl" else parts.TREES
+    for tree in wanted:
+        for folder in SOURCE.value:
+            if tree not in trees and folders.has_tree(folder, tree):
+                trees[tree] = _released(folder, system, tree, adapted)
+                print(f"{tree}: {folder}")
+    missing = sorted(set(wanted) - set(trees))
+    if missing:
+        raise ValueError(f"--format={FORMAT.value} needs --{missing[0]} or a --source that has it")
+
+
+def _released(folder: str, system: System, tree: str, adapted: dict[str, Adapter]) -> Tree:
+    how = dict(shapes=parts.shapes(system, tree), adapter=adapted.get(tree))
+    return folders.read_tree(folder, system, tree, **how)
 
 
 def _ours(system: System, trees: dict[str, Tree]) -> None:
@@ -177,23 +189,10 @@ def _ours(system: System, trees: dict[str, Tree]) -> None:
     assets.save(OUT.value, system, trees, words, dtype=DTYPE.value or "bfloat16")
 
 
-def _theirs(system: System) -> None:
-    """Trees that are not named come from the sources."""
-    alone = FORMAT.value == "qwen3vl"
-    adapted = _adapters(system)
-    trees = _trees(system, adapted)
-    for tree in ("mllm",) if alone else parts.TREES:
-        for folder in SOURCE.value:
-            if tree not in trees and folders.has_tree(folder, tree):
-                how = dict(shapes=parts.shapes(system, tree), adapter=adapted.get(tree))
-                trees[tree] = folders.read_tree(folder, system, tree, **how)
-                print(f"{tree}: {folder}")
-    missing = sorted(({"mllm"} if alone else set(parts.TREES)) - set(trees))
-    if missing:
-        raise ValueError(f"--format={FORMAT.value} needs --{missing[0]} or a --source that has it")
-    _check_used(adapted, trees)
-    dtype = DTYPE.value or ("source" if SOURCE.value else None)
-    export.write_folder(OUT.value, system, trees, SOURCE.value or None, dtype=dtype, plain=alone)
+def _theirs(system: System, trees: dict[str, Tree]) -> None:
+    alone, given = FORMAT.value == "qwen3vl", SOURCE.value or None
+    dtype = DTYPE.value or ("source" if given else None)
+    export.write_folder(OUT.value, system, trees, given, dtype=dtype, plain=alone)
 
 
 def measure(system: System, params: Tree, *, count: int = 512, batch: int = 16):

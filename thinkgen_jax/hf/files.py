@@ -44,10 +44,9 @@ class Tensors(Mapping):
         if file not in self._handles:
             self._handles[file] = _open(file)
         try:
-            array = self._handles[file].get_tensor(name)
+            return self._handles[file].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file}: tensor {name!r} cannot be read: {error}") from error
-        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
