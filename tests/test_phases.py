@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schedule, noise windows, streams, and how invalid responses are settled."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.models import presets
 from thinkgen_jax.phases import RlPlan, SftPlan
 from thinkgen_jax.rollout import Draw, Thinking
+from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
 from thinkgen_jax.structs import Decoded, Request
 from thinkgen_jax.world import tasks
 
@@ -30,17 +33,46 @@ def test_schedule_walks_round():
     assert [phases.at(i, schedule) for i in range(7)] == list("aabaaba")
 
 
-def test_noise_without_a_window_leaves_the_last_step_out():
-    noise, steps = phases.noise_levels(plan())
-    assert noise.tolist() == [np.float32(0.7)] * 10
-    assert steps.tolist() == list(range(9))
+def test_without_a_window_the_last_step_is_not_trained():
+    span, trained = phases.span_of(plan(), jax.random.key(0))
+    assert (span.begin, span.width, trained) == (0, 10, 9)
 
 
-def test_noise_window():
-    noise, steps = phases.noise_levels(plan(window=(2, 5)))
-    assert np.flatnonzero(noise).tolist() == [2, 3, 4] == steps.tolist()
-    with pytest.raises(ValueError, match=r"window \(5, 12\)"):
-        phases.noise_levels(plan(window=(5, 12)))
+def test_window_is_stochastic_and_trained():
+    span, trained = phases.span_of(plan(window=(2, 5), shared=True), jax.random.key(0))
+    assert (span.begin, span.width, trained, span.shared) == (2, 3, 3, True)
+
+
+def test_narrow_windows_lie_anywhere_inside():
+    """Two of the steps 1, 2, 3, 4: the first one is 1, 2 or 3, each as often."""
+    many = [phases.span_of(plan(window=(1, 5), width=2), jax.random.key(i)) for i in range(60)]
+    assert {(span.width, trained) for span, trained in many} == {(2, 2)}
+    found = np.bincount([int(span.begin) for span, _ in many], minlength=5)
+    assert found[[0, 4]].sum() == 0 and found[1:4].min() > 8
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (dict(window=(5, 12)), r"window \(5, 12\) does not lie inside 10 steps"),
+        (dict(window=(2, 5), width=4), r"width = 4 does not fit the window \(2, 5\)"),
+        (dict(width=11), "width = 11 does not fit"),
+        (dict(chunks=3), "chunks = 3 does not divide prompts = 2"),
+    ],
+)
+def test_plans_out_of_range_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**bad)
+
+
+def test_kept_log_probabilities_are_watched():
+    kept = phases.KeptOld(plan(keep_old=True, path=DitGrpoConfig(clip=1e-4)))
+    kept.see(jnp.float32(9e-6))
+    kept.see(jnp.float32(2e-5))  # read one step late
+    with pytest.raises(
+        ValueError, match=r"differ by 2e-05, a tenth of the clip is 1e-05.*keep_old"
+    ):
+        kept.see(jnp.float32(0))
 
 
 def test_group_of_one_is_refused():
@@ -83,9 +115,9 @@ def test_one_thought_of_each_of_the_last_requests_is_shared():
     for row, tokens in enumerate(written):
         ids[row, : len(tokens)], segments[row, : len(tokens)] = tokens, 1
     decoded = Decoded(ids, segments, np.ones(2, bool))
-    thinking = Thinking(None, None, np.array([True, False]), None, decoded)
+    thinking = Thinking(None, decoded, np.array([True, False]), None)
     requests = [Request(name) for name in ("a cross", "x", "y")]
-    images = np.zeros((6, 1, 1, 3), np.uint8)
+    images = jnp.zeros((6, 1, 1, 3), jnp.uint8)
     out = rollout.samples(built, requests, 2, images, thinking)
     assert [s.request.prompt for s in out] == ["a cross", "a cross", "x", "x", "y", "y"]
     assert [s.instruction for s in out] == ["a cross"] * 2 + ["a red ring"] * 2 + [""] * 2

@@ -16,6 +16,7 @@ the parameters at the start of the run.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,12 +27,13 @@ from thinkgen_jax import logs, rewards, rollout
 from thinkgen_jax.data import batches
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.parts import Parts
-from thinkgen_jax.rollout import Draw
-from thinkgen_jax.steps import dit_grpo, flow_sft, grpo, mllm_grpo, text_sft, vae_sft
+from thinkgen_jax.rewards.pool import Pool, Scored
+from thinkgen_jax.rollout import Draw, Paths, Span, Thinking
+from thinkgen_jax.steps import cost, dit_grpo, flow_sft, grpo, mllm_grpo, text_sft, vae_sft
 from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
 from thinkgen_jax.steps.mllm_grpo import MllmGrpoConfig
 from thinkgen_jax.steps.state import Learner
-from thinkgen_jax.structs import Key, Params, Request, States, Thoughts, Trajectory, Tree
+from thinkgen_jax.structs import Key, Params, Request, States, Thoughts, Tree
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,16 @@ class RlPlan:
       draw: how pictures are drawn for the reward.
       rewards: reward names and weights.
       token, path: constants of the two objectives.
+      chunks: parts of an iteration that are drawn one after the other, each scored while the next
+        is drawn.
       noise: noise level of stochastic steps (dit_grpo).
-      window: (first, last + 1) stochastic step; the others are deterministic (dit_grpo).
+      window: (first, last + 1) step that may be stochastic; (0, 0) is all (dit_grpo).
+      width: stochastic steps of an iteration, placed at random inside the window; 0 is the whole
+        window (dit_grpo).
+      shared: a group shares its first noise, and so the steps before the stochastic ones, which
+        are then taken once (dit_grpo).
+      keep_old: learn from the log-probabilities that the rollout computed; refused when they differ
+        from the training function's by more than a tenth of the clip (dit_grpo).
       silent: share of requests conditioned on the user's own words (dit_grpo).
     """
 
@@ -110,12 +120,23 @@ class RlPlan:
     token: MllmGrpoConfig = field(default_factory=MllmGrpoConfig)
     path: DitGrpoConfig = field(default_factory=DitGrpoConfig)
     noise: float = 0.7
+    chunks: int = 1
     window: tuple[int, int] = (0, 0)
+    width: int = 0
+    shared: bool = False
+    keep_old: bool = False
     silent: float = 0.5
 
     def __post_init__(self) -> None:
         if self.group < 2:
             raise ValueError(f"group = {self.group} has no advantage; it must be at least 2")
+        if self.chunks < 1 or self.prompts % self.chunks:
+            raise ValueError(f"chunks = {self.chunks} does not divide prompts = {self.prompts}")
+        begin, end = self.window
+        if self.window != (0, 0) and not 0 <= begin < end <= self.draw.steps:
+            raise ValueError(f"window {self.window} does not lie inside {self.draw.steps} steps")
+        if not 0 <= self.width <= ((end - begin) or self.draw.steps):
+            raise ValueError(f"width = {self.width} does not fit the window {self.window}")
         if not 0 <= self.silent <= 1:
             raise ValueError(f"silent = {self.silent}: must lie in [0, 1]")
         rewards.check(self.rewards)
@@ -236,21 +257,32 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
     logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token)
     grpo_step = mllm_grpo.make_step(parts.mllm, setup.learners["mllm"], plan.token)
     reference = setup.references.get("mllm")
+    pool = Pool(plan.rewards)
 
-    def update(states: States, requests: Sequence[Request], key: Key):
-        requests = list(requests)
-        params = _params(setup, states)
+    def draw(params: Params, requests: list[Request], key: Key) -> Thinking:
+        """Draws part of an iteration and hands it over to the rewards."""
         stream = stream_of(requests, plan.streams)
         drawn = rollout.think_group(
             parts, params, requests, stream, key, group=plan.group, how=plan.draw
         )
         thinking = drawn.thinking
-        scored, table, usable = _score(plan, setup, requests, drawn.images, thinking)
+        pool.submit(partial(rollout.samples, parts, requests, plan.group, drawn.images, thinking))
+        return thinking
+
+    def update(states: States, requests: Sequence[Request], key: Key):
+        params = _params(setup, states)
+        thinking = rollout.together(
+            [draw(params, *part) for part in _chunks(requests, key, plan.chunks)]
+        )
+        prompt, mask = rollout.written(thinking)
+        old = logprobs(params.mllm, prompt, mask)
+        ref = logprobs(reference, prompt, mask) if plan.token.kl else None
+        jax.block_until_ready((old, ref))  # what is left to do needs the rewards
+        scored = pool.collect()
+        table, usable = _settle(plan, scored)
         advantage = _advantages(table, usable, scope="group", ddof=1, eps=1e-6)
-        mask = thinking.mask & jnp.asarray(np.repeat(usable, plan.group))[:, None]
-        old = logprobs(params.mllm, thinking.prompt, mask)
-        ref = logprobs(reference, thinking.prompt, mask) if plan.token.kl else None
-        thoughts = Thoughts(thinking.prompt, mask, old, ref, advantage)
+        mask = mask & jnp.asarray(np.repeat(usable, plan.group))[:, None]
+        thoughts = Thoughts(prompt, mask, old, ref, advantage)
         state = states["mllm"]
         for inner in range(plan.inner):
             state, metrics = grpo_step(state, thoughts)
@@ -260,12 +292,12 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         metrics = {
             **metrics,
             "ratio_first": first["ratio"],
-            **_reward_metrics(table, usable),
+            **_reward_metrics(table, usable, scored),
             "valid": float(np.mean(np.asarray(thinking.valid))),
             "tokens": float(written.mean()),
             "stopped": float(np.mean(np.asarray(thinking.decoded.stopped))),
         }
-        return {**states, "mllm": state}, metrics, _gallery(scored, table, plan.group)
+        return {**states, "mllm": state}, metrics, _gallery(scored.samples, table, plan.group)
 
     return Phase("mllm", _requests(plan, setup), update)
 
@@ -275,72 +307,107 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
     logprobs = dit_grpo.make_logprobs(parts.dit, plan.path)
     grpo_step = dit_grpo.make_step(parts.dit, setup.learners["dit"], plan.path)
     reference = setup.references.get("dit") if plan.path.kl else None
-    noise, steps = noise_levels(plan)
+    pool, kept = Pool(plan.rewards), KeptOld(plan)
 
-    def update(states: States, requests: Sequence[Request], key: Key):
-        requests = list(requests)
-        params = _params(setup, states)
+    def draw(params: Params, span: Span, requests: list[Request], key: Key) -> Paths:
+        """Draws part of an iteration and hands it over to the rewards."""
         stream = stream_of(requests, plan.streams)
-        silent = round(plan.silent * len(requests))
         condition, thought = rollout.shared_condition(
-            parts, params.mllm, requests, stream, silent=silent
+            parts, params.mllm, requests, stream, silent=round(plan.silent * len(requests))
         )
         references = rollout.reference_tokens(parts, params.vae, requests, stream)
-        latents, condition, references, negative, places, grid = rollout.path_group(
-            parts,
-            params,
-            condition,
-            references,
-            key,
-            group=plan.group,
-            how=plan.draw,
-            noise=noise,
-            kernel=plan.path.kernel,
+        how = dict(group=plan.group, how=plan.draw, span=span, kernel=plan.path.kernel)
+        paths = rollout.path_group(parts, params, condition, references, key, **how)
+        images = rollout.decode_pixels(parts, params.vae, paths.end)
+        pool.submit(partial(rollout.samples, parts, requests, plan.group, images, thought))
+        return paths
+
+    def update(states: States, requests: Sequence[Request], key: Key):
+        params = _params(setup, states)
+        key, span_key = jax.random.split(key)
+        span, trained = span_of(plan, span_key)
+        path, negative = rollout.learned(
+            [draw(params, span, *part) for part in _chunks(requests, key, plan.chunks)], trained
         )
-        images = rollout.decode_pixels(parts, params.vae, latents[-1])
-        scored, table, usable = _score(plan, setup, requests, images, thought)
-        advantage = _advantages(table, usable, scope="batch", ddof=0, eps=1e-4)
-        path = Trajectory(
-            latents,
-            grid,
-            jnp.zeros((len(steps), latents.shape[1])),
-            places,
-            condition,
-            references,
-            advantage,
-            jnp.asarray(np.repeat(usable, plan.group), jnp.float32),
+        if not plan.keep_old:
+            path = path._replace(old=logprobs(params.dit, path, negative))
+        jax.block_until_ready(path)  # what is left to do needs the rewards
+        scored = pool.collect()
+        table, usable = _settle(plan, scored)
+        path = path._replace(
+            advantages=_advantages(table, usable, scope="batch", ddof=0, eps=1e-4),
+            weights=jnp.asarray(np.repeat(usable, plan.group), jnp.float32),
         )
-        path = path._replace(old=logprobs(params.dit, path, negative, noise, steps))
         state = states["dit"]
         for inner in range(plan.inner):
-            state, metrics = grpo_step(state, reference, path, negative, noise, steps)
+            state, metrics = grpo_step(state, reference, path, negative)
             if inner == 0:
                 first = metrics
+        kept.see(first["drift"])
         metrics = {
             **metrics,
             "ratio_first": first["ratio"],
-            **_reward_metrics(table, usable),
+            "drift_first": first["drift"],
+            **_reward_metrics(table, usable, scored),
+            "forwards": forwards(plan, span, trained, path.references is not None),
         }
-        return {**states, "dit": state}, metrics, _gallery(scored, table, plan.group)
+        return {**states, "dit": state}, metrics, _gallery(scored.samples, table, plan.group)
 
     return Phase("dit", _requests(plan, setup), update)
 
 
-def noise_levels(plan: RlPlan) -> tuple[np.ndarray, np.ndarray]:
-    """Noise level of every step, and the steps that are trained.
+class KeptOld:
+    """Watches, one step late, that log-probabilities kept from the rollout may be used."""
+
+    def __init__(self, plan: RlPlan):
+        self.limit = plan.path.clip / 10 if plan.keep_old else None
+        self.before = None
+
+    def see(self, drift: jax.Array) -> None:
+        """Takes the |log ratio| of a first update, which should be 0, and reads the one before.
+
+        Raises:
+          ValueError: when it was above a tenth of the clip.
+        """
+        if self.limit is None:
+            return
+        before, self.before = self.before, drift
+        if before is not None and float(before) > self.limit:
+            raise ValueError(
+                f"keep_old: log-probabilities of rollout and training differ by {float(before):.2g}"
+                f", a tenth of the clip is {self.limit:.2g}; set "
+                "config.plans.dit_grpo.keep_old = False"
+            )
+
+
+def span_of(plan: RlPlan, key: Key) -> tuple[Span, int]:
+    """The stochastic steps of an iteration, and how many of them are trained.
 
     Without a window every step is stochastic and the first 99 % of them are trained: the last one
     has almost no noise left.
     """
-    count = plan.draw.steps
-    if plan.window == (0, 0):
-        return np.full(count, plan.noise, np.float32), np.arange(max(1, int(0.99 * count)))
-    begin, end = plan.window
-    if not 0 <= begin < end <= count:
-        raise ValueError(f"window {plan.window} does not lie inside the {count} steps")
-    levels = np.zeros(count, np.float32)
-    levels[begin:end] = plan.noise
-    return levels, np.arange(begin, end)
+    steps = plan.draw.steps
+    begin, end = plan.window if plan.window != (0, 0) else (0, steps)
+    width = plan.width or end - begin
+    if end - begin > width:
+        begin = jax.random.randint(key, (), begin, end - width + 1)
+    trained = width if width < steps else max(1, int(0.99 * steps))
+    return Span(begin, width, plan.noise, plan.shared), trained
+
+
+def forwards(plan: RlPlan, span: Span, trained: int, references: bool) -> float | jax.Array:
+    """Forwards of the DiT per picture of an iteration, see `steps.cost`."""
+    return cost.path_forwards(
+        steps=plan.draw.steps,
+        begin=span.begin,
+        trained=trained,
+        group=plan.group,
+        shared=span.shared,
+        passes=plan.draw.guidance.passes(0, 1, references),
+        inner=plan.inner,
+        reference=bool(plan.path.kl),
+        recompute=not plan.keep_old,
+    )
 
 
 def stream_of(requests: Sequence[Request], streams: Sequence[Stream]) -> Stream:
@@ -356,13 +423,18 @@ def _params(setup: Setup, states: States) -> Params:
     return Params(*(params_of(setup, states, tree) for tree in Params._fields))
 
 
-def _score(plan: RlPlan, setup: Setup, requests, images, thinking):
-    """Samples, rewards [B, G] and which groups count."""
-    scored = rollout.samples(setup.parts, requests, plan.group, images, thinking)
-    values = rewards.score(scored, plan.rewards)
+def _chunks(requests: Sequence[Request], key: Key, count: int) -> list[tuple[list[Request], Key]]:
+    """An iteration in `count` parts, each with its key."""
+    size = len(requests) // count
+    parts = [list(requests[i * size : (i + 1) * size]) for i in range(count)]
+    return list(zip(parts, jax.random.split(key, count), strict=True))
+
+
+def _settle(plan: RlPlan, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards [B, G] and which groups count."""
     floor, _ = rewards.bounds(plan.rewards)
-    valid = np.asarray([s.valid for s in scored])
-    return scored, *rollout.settle(values, valid, group=plan.group, floor=floor)
+    valid = np.asarray([s.valid for s in scored.samples])
+    return rollout.settle(scored.values, valid, group=plan.group, floor=floor)
 
 
 def _advantages(
@@ -375,13 +447,15 @@ def _advantages(
     return jnp.asarray(out.reshape(-1))
 
 
-def _reward_metrics(table: np.ndarray, usable: np.ndarray) -> dict[str, float]:
+def _reward_metrics(table: np.ndarray, usable: np.ndarray, scored: Scored) -> dict[str, float]:
     spread = table.std(axis=1)
     return {
         "reward": float(table.mean()),
         "reward_best": float(table.max(axis=1).mean()),
         "flat_groups": float((spread < 1e-6).mean()),
         "dropped_groups": float(1 - usable.mean()),
+        "reward_seconds": scored.seconds,
+        "reward_hidden": scored.hidden,
     }
 
 
