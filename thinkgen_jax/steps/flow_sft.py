@@ -53,6 +53,7 @@ def make_step(
     shift: float | None,
     draws: int = 1,
     frame: int = 0,
+    tokens: float | None = None,
 ):
     """Builds the jitted, donating update (state, frozen, batch, key) -> (state, metrics).
 
@@ -60,6 +61,11 @@ def make_step(
     `text_embed` beside it where the plain conditioner is in use. Every picture is learned at
     `draws` times, each with its own noise: the frozen networks run once for all of them. `frame` is
     the number of tokens of a row without words.
+
+    Batches of different sizes come one after the other; `tokens`, the mean number of target tokens
+    of a picture over all of them, makes their gradients add up as if they were one batch: each is
+    divided by the mean number of latent elements instead of its own. The metric `error` is then
+    what `loss` is without: the mean over the batch's own elements.
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -76,9 +82,9 @@ def make_step(
         target, condition, references, text = jax.tree.map(
             lambda x: jnp.repeat(x, draws, axis=0), (target, condition, references, text)
         )
-        rows, tokens = target.tokens.shape[:2]
+        rows, own = target.tokens.shape[:2]
         time_key, noise_key = jax.random.split(key)
-        t = flow.training_times(time_key, rows, tokens=tokens, shift=shift)
+        t = flow.training_times(time_key, rows, tokens=own, shift=shift)
         noise = jax.random.normal(noise_key, target.tokens.shape)
 
         def loss(params: Tree, part):
@@ -87,7 +93,9 @@ def make_step(
                 condition = vgi.embed(params[EMBED], *text)
             params = {k: v for k, v in params.items() if k != EMBED}
             total, count = matching_loss(dit, params, target, condition, references, t, noise)
-            return total, count, {}
+            if tokens is None:
+                return total, count, {}
+            return total * (own / tokens), count, {"error": total}
 
         return learn(state, loss, (target, condition, references, t, noise, text), learner)
 
