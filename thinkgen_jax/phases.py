@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkgen_jax import logs, rewards, rollout
-from thinkgen_jax.data import batches, corpus
+from thinkgen_jax.data import batches, corpus, feeding
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.data.corpus import Corpus
 from thinkgen_jax.parts import Parts
@@ -241,7 +241,7 @@ def _flow_data(plan: SftPlan, setup: Setup):
             for s in plan.streams
         ]
         return _mixed(data, plan), None
-    return corpus.feed(
+    return feeding.feed(
         plan.corpus,
         shape,
         multiple=math.lcm(setup.parts.system.multiple, corpus.MULTIPLE),

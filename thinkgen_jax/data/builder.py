@@ -7,14 +7,13 @@ writes `datasets/my_pictures/1.0.0`; `{"kind": "tfds", "path": "datasets/my_pict
 it. Pictures are kept as the bytes of their files and decoded by us.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from thinkgen_jax.data import packed
-from thinkgen_jax.data.records import Record
 
 VERSION = "1.0.0"
 _BYTES = tfds.features.Tensor(shape=(), dtype=np.object_)
@@ -35,7 +34,7 @@ class Records(tfds.core.GeneratorBasedBuilder):  # TFDS knows no other way than 
 
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(self, source: Sequence[Record], skip: Callable, *, name: str, data_dir: str):
+    def __init__(self, source, skip: Callable, *, name: str, data_dir: str):
         self.source, self.skip, self.name = source, skip, name
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -62,7 +61,7 @@ class Records(tfds.core.GeneratorBasedBuilder):  # TFDS knows no other way than 
 
 
 def build(
-    source: Sequence[Record],
+    source,
     folder: str | Path,
     *,
     name: str = "records",
@@ -71,6 +70,7 @@ def build(
     """Writes a source as a TFDS data set; returns the folder of its version.
 
     Args:
+      source: anything of `corpus.open_source`.
       folder: where data sets lie, `data_dir` in the words of TFDS.
       name: of the data set, lower case with underscores.
       skip: told index and reason of every record that cannot be read.

@@ -132,8 +132,8 @@ class JsonLines:
         return JsonLines, (self.where,)
 
 
-def parse(line: bytes) -> dict:
-    """Fields of one line of JSON.
+def parse(line: bytes) -> object:
+    """What one line of JSON holds.
 
     Raises:
       ValueError: when it is none; RecursionError of hostile nesting is one too.

@@ -58,7 +58,7 @@ class Record:
     sizes: tuple[Size, ...] = ()
 
 
-def from_fields(fields: Mapping, name: str, root: Path | None = None) -> Record:
+def from_fields(fields: object, name: str, root: Path | None = None) -> Record:
     """A record of its named fields.
 
     Args:
@@ -79,7 +79,7 @@ def from_fields(fields: Mapping, name: str, root: Path | None = None) -> Record:
         raise ValueError("instruction is empty")
     inputs = fields.get("input_images")
     inputs = [] if inputs is None else inputs
-    if isinstance(inputs, str | bytes) or not hasattr(inputs, "__len__"):
+    if not isinstance(inputs, list | tuple):
         raise ValueError(f"input_images is {type(inputs).__name__}, want a list")
     if len(inputs) > MAX_REFERENCES:
         raise ValueError(f"input_images has {len(inputs)} pictures, at most {MAX_REFERENCES}")
@@ -121,13 +121,13 @@ def _blob(value, root: Path | None) -> Blob:
 
 def _sizes(fields: Mapping, references: int) -> tuple[Size, ...]:
     """Sizes that the fields give; all of them or none."""
-    first, rest = fields.get("output_size"), fields.get("input_sizes")
-    if first is None or len(first) != 2 or (references and rest is None):
-        return ()
-    found = [first, *(rest if rest is not None else ())]
-    if len(found) != references + 1 or any(len(size) != 2 for size in found):
-        return ()
-    return tuple((int(height), int(width)) for height, width in found)
+    try:
+        rest = fields.get("input_sizes")
+        found = [fields["output_size"], *(rest if rest is not None else ())]
+        known = tuple((int(height), int(width)) for height, width in found)
+    except (KeyError, TypeError, ValueError):
+        return ()  # they are measured, then
+    return known if len(known) == references + 1 else ()
 
 
 def inside(root: Path, name: str) -> Path:

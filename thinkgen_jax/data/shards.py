@@ -7,9 +7,10 @@ them is executed: no pickles, and of a TFDS folder only features of TFDS itself 
 * A tar shard is WebDataset's: files of one sample share the name up to the first dot of its last
   part. `x.json` holds the fields, or `x.txt` the caption; `x.jpg`, `x.png`, `x.output.jpg`, ... is
   the picture to draw, `x.input0.jpg`, `x.input1.jpg`, ... are references.
-* A Parquet table has a column for every field; a picture is bytes or, as Hugging Face writes it, a
-  struct with `bytes`.
-* An ArrayRecord or TFDS example has the features of `builder.FEATURES`.
+* A Parquet table has a column for every field, named as it is or as `columns` says; a picture is
+  bytes or, as Hugging Face writes it, a struct with `bytes`.
+* An ArrayRecord file has the elements of `packed.py`, a TFDS data set features named as our fields
+  are (`builder.py`) or as `columns` says.
 """
 
 import bisect
@@ -170,7 +171,8 @@ class Tables:
             if column in table.column_names:
                 fields[field] = table.column(column)[row].as_py()
         fields["output_image"] = _bytes(fields["output_image"])
-        fields["input_images"] = [_bytes(v) for v in fields.get("input_images") or ()]
+        if isinstance(fields.get("input_images"), list):
+            fields["input_images"] = [_bytes(value) for value in fields["input_images"]]
         return records.from_fields(fields, self.name(index))
 
     def _table(self, group: int) -> pa.Table:
@@ -263,7 +265,17 @@ class Tfds:
             )
         files = [Path(path) for path in built.info.splits[where.split].filepaths]
         self.key = key_of("tfds", [*about, *files], where.split)
-        self._data = built.as_data_source(split=where.split)
+        self._names = dict(where.columns)
+        kinds = built.info.features
+        for field in ("instruction", "output_image"):
+            if self._names.get(field, field) not in kinds:
+                raise ValueError(f"{where.path} has no feature for {field}, only {sorted(kinds)}")
+        raw = {
+            name: tfds.decode.SkipDecoding()
+            for name, kind in kinds.items()
+            if isinstance(kind, tfds.features.Image)
+        }
+        self._data = built.as_data_source(split=where.split, decoders=raw or None)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -273,9 +285,11 @@ class Tfds:
         return f"{self.where.split}:{index}"
 
     def __getitem__(self, index: int) -> Record:
-        fields = dict(self._data[index])
-        inputs = fields.get("input_images")
-        fields["input_images"] = list(inputs) if inputs is not None else []
+        example = self._data[index]
+        names = {field: self._names.get(field, field) for field in packed.FIELDS}
+        fields = {field: example[name] for field, name in names.items() if name in example}
+        if isinstance(fields.get("input_images"), np.ndarray):
+            fields["input_images"] = fields["input_images"].tolist()
         return records.from_fields(fields, self.name(index))
 
     def __reduce__(self):
