@@ -82,9 +82,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = folder
         path = write(Path(folder), args.pictures)
         size = np.mean([p.stat().st_size for p in Path(folder).glob("*.jpg")]) / 1e3
-        print(
-            f"{args.pictures} JPEG files of {SIZES}, {size:.0f} kB in the mean, {os.cpu_count()} cores"
-        )
+        print(f"{args.pictures} JPEG files of {SIZES}, {size:.0f} kB each; {os.cpu_count()} cores")
         for side in FORWARD:
             found = {}
             for workers in args.workers:
@@ -94,8 +92,8 @@ def main() -> None:
             core = found[min(found)]
             needed = CHIPS * SHARE * PEAK / (3 * FORWARD[side])
             print(
-                f"      a v5p host's step at {SHARE:.0%} of its peak takes {needed:.1f} pictures/s: "
-                f"{needed / core:.1f} of its {CORES} cores at this one's speed"
+                f"      a v5p host at {SHARE:.0%} of its peak takes {needed:.1f} pictures/s: "
+                f"{needed / core:.1f} of its {CORES} cores, were they as fast as this one"
             )
 
 
