@@ -137,7 +137,22 @@ def corpus(pixels: int, *, length: int, sources: dict[str, dict] | None = None) 
         length=length,  # tokens of a row
         clean=0.5,  # share of captions without "The image shows " and its like. OmniGen2
         broken=0.01,  # share of records that may be unusable; a guess
+        encoded=placeholder(str),  # folder made by thinkgen_jax/precompute.py, read instead of all
     )
+
+
+def paper(pixels: int, *, quality: bool = False) -> dict:
+    """The released system's pictures: two sources whose paths are the user's.
+
+    The paper's data is not released; numbers are those of public summaries of it.
+    """
+    if quality:  # stage 3: 0.7 M pictures of high quality, of kinds that nobody tells
+        sources = dict(quality=source("webdataset", weight=0.7))
+    else:  # stages 1 and 2: 60 M in all, read as 54 M with captions and 6 M edits
+        sources = dict(
+            captions=source("webdataset", weight=54.0), edits=source("webdataset", weight=6.0)
+        )
+    return corpus(pixels, length=888, sources=sources)  # 888: OmniGen2's longest row
 
 
 def flow(batch: int, streams: dict[str, dict], pictures: dict | None = None) -> dict:

@@ -14,7 +14,6 @@ Trees that learn are in `states`; the others are in `Setup.frozen`. References f
 the parameters at the start of the run.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkgen_jax import logs, rewards, rollout
-from thinkgen_jax.data import batches, corpus, feeding
+from thinkgen_jax.data import batches, corpus, encoded, feeding
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.data.corpus import Corpus
 from thinkgen_jax.parts import Parts
@@ -218,11 +217,11 @@ def _flow(plan: SftPlan, setup: Setup) -> Phase:
         frame=len(parts.text.pseudo("")),
         tokens=tokens,
     )
-    frozen = {"mllm": setup.frozen.get("mllm"), "vae": setup.frozen["vae"]}
+    frozen = {tree: setup.frozen.get(tree) for tree in ("mllm", "vae")}
 
     def update(states: States, batch, key: Key):
         state, metrics = step(states["dit"], frozen, batch, key)
-        if plan.corpus is not None:
+        if isinstance(data, feeding.Feed):
             for name, why in data.news():
                 logs.note(f"skipped {name}: {why}")
             metrics = {**metrics, "broken": float(len(data.broken))}
@@ -241,14 +240,23 @@ def _flow_data(plan: SftPlan, setup: Setup):
             for s in plan.streams
         ]
         return _mixed(data, plan), None
+    side, host = setup.parts.system.multiple, (jax.process_index(), jax.process_count())
+    if plan.corpus.encoded is not None:
+        found = encoded.Encodings(plan.corpus.encoded)
+        encoded.check(found, width=setup.parts.system.dit.condition_dim, plain=plan.plain)
+        data, weights = encoded.streams(
+            found, size=plan.batch, drop=plan.drop, seed=setup.seed, host=host
+        )
+        feed = batches.mixed(data, weights, workers=plan.workers)
+        return feed, encoded.mean_tokens(found)
     return feeding.feed(
         plan.corpus,
         shape,
-        multiple=math.lcm(setup.parts.system.multiple, corpus.MULTIPLE),
-        tokens=setup.parts.system.multiple,
+        multiple=corpus.multiple_of(side),
+        tokens=side,
         size=plan.batch,
         workers=plan.workers,
-        host=(jax.process_index(), jax.process_count()),
+        host=host,
         **how,
     )
 

@@ -75,7 +75,7 @@ def _is_rl(config: ConfigDict) -> bool:
 
 def _frozen(config: ConfigDict) -> set[str]:
     names = {name for name, _ in config.phases}
-    if "flow_sft" not in names:
+    if "flow_sft" not in names or is_encoded(config):
         return set()
     return {"vae"} if config.get("dit_condition") else {"vae", "mllm"}
 
@@ -156,6 +156,9 @@ def with_data(config: ConfigDict, block: dict) -> dict:
       ValueError: when the block takes no real pictures, or `config.data` cannot be read.
     """
     if config.get("data") is None:
+        # What was encoded takes the place of streams and sources alike.
+        if block.get("corpus", {}).get("encoded") is not None:
+            return {**block, "streams": {}, "corpus": {**block["corpus"], "sources": {}}}
         return block
     if "corpus" not in block:
         raise ValueError("takes no real pictures, config.data must not be given")
@@ -167,9 +170,15 @@ def with_data(config: ConfigDict, block: dict) -> dict:
     return {**block, "streams": {}, "corpus": {**block["corpus"], "sources": found}}
 
 
+def is_encoded(config: ConfigDict) -> bool:
+    """Whether the supervised phase reads what the frozen networks have made already."""
+    block = config.plans.get("flow_sft", {})
+    return "corpus" in block and block.corpus.encoded is not None
+
+
 def pictures(block: dict) -> Corpus | None:
     """A `corpus` block as a record, its sources in the order of their names; None without any."""
-    if not block["sources"]:
+    if not block["sources"] and block["encoded"] is None:
         return None
     sources = []
     for name in sorted(block["sources"]):

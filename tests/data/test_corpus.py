@@ -166,11 +166,10 @@ def test_words_are_dropped_with_or_without_references(written, shape):
     for _ in range(100):
         batch = next(feed)
         lengths = np.asarray(batch.prompt.segments).sum(axis=1)
-        pictures = 0 if batch.references is None else 1
-        empty = lengths == frame[pictures]
+        present = np.zeros(4, int) if batch.references is None else batch.references.present[:, 0]
+        empty = lengths == [frame[n] for n in present]
         bare, total = bare + empty.sum(), total + len(empty)
-        if pictures:
-            present = batch.references.present[:, 0]
+        if batch.references is not None:
             assert present[~empty].all()
             shown += present[empty].tolist()
     assert abs(bare / total - 0.3) < 4 * (0.21 / total) ** 0.5
@@ -376,18 +375,23 @@ def test_a_line_of_sources(written, tmp_path):
         corpus.parse_sources(f"{folder}/none")
 
 
-def test_own_pictures_in_one_line(written, tmp_path):
-    """Two steps on a folder; what `--config.data=` says stands in the place of the plan."""
+def test_own_pictures_in_one_line(tmp_path):
+    """Two steps on a folder; what `--config.data=` says stands in the place of the plan.
+
+    Pictures of one size: each shape would compile the step once more.
+    """
+    for number in range(3):
+        (tmp_path / f"a_cat_{number}.png").write_bytes(real.picture(number, size=(64, 64)))
+    (tmp_path / "a_cat_1.txt").write_text("two cats\n")
     config = importlib.import_module("configs.own").get_config("tiny")
     with pytest.raises(ValueError, match="either streams or a corpus"):
         dict(recipe.plans(config))
-    folder = written["jsonl"].rpartition("/")[0] + "/pictures"
-    with config.unlocked():
-        config.data = folder
-        config.plans.flow_sft.corpus.scales = (0.75,)
+    config.data = str(tmp_path)
     (plan,) = dict(recipe.plans(config)).values()
     assert [s.kind for s in plan.corpus.sources] == ["folder"] and not plan.streams
-    rows = logs.read_metrics(train.run(config, tmp_path / "run"))
+    source = corpus.open_source(plan.corpus.sources[0])
+    assert [source[i].instruction for i in range(3)] == ["a cat 0", "two cats", "a cat 2"]
+    rows = logs.read_metrics(train.run(config, tmp_path / "runs" / "own"))
     assert [row["step"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["flow_sft/loss"]) and row["flow_sft/broken"] == 0 for row in rows)
 
@@ -402,3 +406,20 @@ def test_stages_take_real_pictures_and_others_do_not(written):
     config.data = written["jsonl"]
     with pytest.raises(ValueError, match="config.plans.text_sft: takes no real pictures"):
         dict(recipe.plans(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "weights"),
+    [("align", 512**2, [54, 6]), ("pretrain", 512**2, [54, 6]), ("finetune", 1024**2, [0.7])],
+)
+def test_released_stages_ask_for_the_users_pictures(written, name, pixels, weights):
+    """Paths are the user's: without them a run says which are missing."""
+    config = importlib.import_module(f"configs.{name}").get_config("thinkgen")
+    with pytest.raises(ValueError, match=r"corpus.sources.(captions|quality): path is not set"):
+        dict(recipe.plans(config))
+    for block in config.plans.flow_sft.corpus.sources.values():
+        block.path = written["webdataset"]
+    (plan,) = dict(recipe.plans(config)).values()
+    assert plan.corpus.pixels == pixels and plan.corpus.length == 888 and not plan.streams
+    assert [s.weight for s in plan.corpus.sources] == weights
+    assert plan.corpus.references == (1024**2, 1024**2, 768**2, 512**2)

@@ -10,6 +10,7 @@ in `feeding.py`.
   records stop the run.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +85,7 @@ class Corpus:
       length: tokens of a row; longer instructions are cut.
       clean: share of captions that lose a leading "The image shows " and its like.
       broken: share of records that may be unusable before the run stops.
+      encoded: folder of what `precompute.py` made of such a corpus; it is read instead of sources.
     """
 
     sources: tuple[Source, ...]
@@ -93,10 +95,13 @@ class Corpus:
     length: int = 888
     clean: float = 0.5
     broken: float = 0.01
+    encoded: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("sources is empty: at least one is needed")
+        if bool(self.sources) == bool(self.encoded):
+            raise ValueError(
+                "either sources or encoded must be given, sources is empty or both are"
+            )
         if not self.references or min(self.references) < 1 or self.length < 1:
             raise ValueError(
                 f"references = {self.references}, length = {self.length}: must be above 0"
@@ -286,6 +291,11 @@ def check_broken(broken: Mapping[str, str], total: int, limit: float) -> None:
             f"{len(broken)} of {total} records cannot be used, more than the share {limit} that "
             f"corpus.broken allows:{first}"
         )
+
+
+def multiple_of(side: int) -> int:
+    """What sides of shapes are multiples of, for DiT tokens of `side` pixels a side."""
+    return math.lcm(side, MULTIPLE)
 
 
 def mean_tokens(opened: Opened, *, side: int) -> float:

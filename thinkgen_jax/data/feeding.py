@@ -137,9 +137,7 @@ def make_example(
         record = None
         try:
             record = source[row]
-            _refuse(record, taken)
-            image = _fitted(record.target, group.target)
-            shown = tuple(_fitted(blob, group.reference) for blob in record.references)
+            image, shown = fitted(record, group, taken)
         except ValueError as err:
             skipped.append((corpus.label(source, row, record), str(err)))
             continue
@@ -153,13 +151,21 @@ def make_example(
     raise ValueError(f"{len(skipped)} records one behind the other cannot be used:{listed}")
 
 
-def _refuse(record: Record, taken: Sequence[str]) -> None:
+def fitted(record: Record, group: Group, taken: Sequence[str]) -> tuple[Pixels, tuple[Pixels, ...]]:
+    """A record's picture and references in its group's shapes.
+
+    Raises:
+      ValueError: when one cannot be read, or does not fill its shape, or the instruction contains
+        one of the tokens `taken`.
+    """
     found = [token for token in taken if token in record.instruction]
     if found:
         raise ValueError(f"instruction contains {found[0]}, which means something else")
+    image = _filled(record.target, group.target)
+    return image, tuple(_filled(blob, group.reference) for blob in record.references)
 
 
-def _fitted(blob: records.Blob, size: Size) -> Pixels:
+def _filled(blob: records.Blob, size: Size) -> Pixels:
     return fill(open_picture(records.load(blob), near=size).image, size)
 
 
@@ -177,7 +183,7 @@ def flow_batch(
     examples: Sequence[Example], *, group: Group, text: Text, length: int, plain: bool
 ) -> tuple[FlowBatch, tuple[tuple[str, str], ...]]:
     """Collates examples of one group; behind the batch stands what was skipped to fill it."""
-    rows = [token_row(text, e.prompt, group.pictures, length, plain=plain) for e in examples]
+    rows = [token_row(text, e.prompt, len(e.references), length, plain=plain) for e in examples]
     prompt = assemble(rows, length=length)
     shown = None
     if group.pictures:
@@ -227,7 +233,7 @@ class Feed:
         self.total, self.limit = opened.firsts[-1], limit
         self.known = dict(opened.broken)  # found at opening: not part of the position
         self.found: dict[str, str] = {}
-        self.content = _content(opened)
+        self.content = content(opened)
         self._news = list(opened.broken.items())
 
     def __next__(self):
@@ -269,7 +275,7 @@ class Feed:
         self.found = dict(state["broken"])
 
 
-def _content(opened: Opened) -> str:
+def content(opened: Opened) -> str:
     """Short name of what a corpus holds and how it is cut into groups."""
     digest = hashlib.sha256(" ".join(source.key for source in opened.sources).encode())
     for group in opened.groups:
