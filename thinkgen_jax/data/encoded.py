@@ -110,7 +110,7 @@ def write_json(path: Path, value: object) -> None:
     part.replace(path)
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict | list:
     """Reads a JSON file of the folder.
 
     Raises:
