@@ -208,6 +208,8 @@ def _text(plan: SftPlan, setup: Setup) -> Phase:
 def _flow(plan: SftPlan, setup: Setup) -> Phase:
     parts = setup.parts
     data, tokens = _flow_data(plan, setup)
+    if isinstance(data, feeding.Feed):
+        logs.note(data.about)
     step = flow_sft.make_step(
         parts.dit,
         parts.encoder,

@@ -2,6 +2,7 @@
 """A corpus: equal batches of all kinds of sources, mixtures, hosts, places, broken records."""
 
 import importlib
+import io
 import shutil
 import zlib
 from dataclasses import replace
@@ -104,6 +105,12 @@ def test_every_record_comes_once_an_epoch(written, shape):
         later = [picks[i].place for i in range(count, 2 * count)]
         assert sorted(first) == sorted(later) == list(range(count))
     assert sum(len(g.rows) for g in opened.groups) == 12
+
+
+def test_what_is_there_is_told(written):
+    made = of(source("jsonl", written["jsonl"]), scales=(0.75,))
+    told = corpus.describe(corpus.open_corpus(made, multiple=16, batch=3))
+    assert told.startswith("12 records in 2 shapes: 8 of 48 x 48, 4 of 48 x 48 with 1 of ")
 
 
 def test_weights_are_shares_of_records(written):
@@ -337,6 +344,34 @@ def test_foreign_features_are_never_built(written, tmp_path, key):
         corpus.open_source(Source("tfds", str(folder)))
     with pytest.raises(ValueError, match="no split 'test', only"):
         corpus.open_source(Source("tfds", written["tfds"], split="test"))
+
+
+def test_a_foreign_data_set_with_pictures(tmp_path):
+    """Features of pictures are left as the bytes that they are; names are mapped."""
+    import tensorflow_datasets as tfds
+
+    class Foreign(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("2.0.0")
+
+        def _info(self):
+            features = {"image": tfds.features.Image(), "caption": tfds.features.Text()}
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield 0, {"image": io.BytesIO(real.picture(7)), "caption": "seven"}
+
+    built = Foreign(data_dir=str(tmp_path), file_format="array_record")
+    built.download_and_prepare()
+    path = str(built.data_path)
+    columns = (("instruction", "caption"), ("output_image", "image"))
+    record = corpus.open_source(Source("tfds", path, columns=columns))[0]
+    assert record.instruction == "seven" and record.target == real.picture(7)
+    with pytest.raises(ValueError, match="no feature for instruction, only"):
+        corpus.open_source(Source("tfds", path))
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,19 @@ def check_broken(broken: Mapping[str, str], total: int, limit: float) -> None:
         )
 
 
+def describe(opened: Opened) -> str:
+    """One line for the log: records, and the shapes that each compile once."""
+    ordered = sorted(opened.groups, key=lambda g: -len(g.rows))
+    shapes = [
+        f"{len(g.rows)} of {g.target[0]} x {g.target[1]}"
+        + (f" with {g.pictures} of {g.reference[0]} x {g.reference[1]}" if g.pictures else "")
+        for g in ordered
+    ]
+    rest = f" and {len(shapes) - SHOWN} more" if len(shapes) > SHOWN else ""
+    listed = ", ".join(shapes[:SHOWN])
+    return f"{opened.firsts[-1]} records in {len(shapes)} shapes: {listed}{rest}"
+
+
 def multiple_of(side: int) -> int:
     """What sides of shapes are multiples of, for DiT tokens of `side` pixels a side."""
     return math.lcm(side, MULTIPLE)

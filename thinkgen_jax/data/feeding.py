@@ -233,7 +233,7 @@ class Feed:
         self.total, self.limit = opened.firsts[-1], limit
         self.known = dict(opened.broken)  # found at opening: not part of the position
         self.found: dict[str, str] = {}
-        self.content = content(opened)
+        self.content, self.about = content(opened), corpus.describe(opened)
         self._news = list(opened.broken.items())
 
     def __next__(self):
