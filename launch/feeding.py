@@ -77,9 +77,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    flags.FLAGS.mark_as_parsed()
+    flags.FLAGS.mark_as_parsed()  # workers ask grain's flags
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
         path = write(Path(folder), args.pictures)
         size = np.mean([p.stat().st_size for p in Path(folder).glob("*.jpg")]) / 1e3
         print(f"{args.pictures} JPEG files of {SIZES}, {size:.0f} kB each; {os.cpu_count()} cores")

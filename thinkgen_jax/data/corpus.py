@@ -169,9 +169,9 @@ def open_source(source: Source):
     try:
         found = SOURCES[source.kind](where)
     except ValueError as err:
-        raise ValueError(f"source {source.path} ({source.kind}): {err}") from err
+        raise ValueError(f"corpus.sources: {source.path} ({source.kind}): {err}") from err
     if not len(found):
-        raise ValueError(f"source {source.path} ({source.kind}) is empty")
+        raise ValueError(f"corpus.sources: {source.path} ({source.kind}) is empty")
     return found
 
 
@@ -259,7 +259,7 @@ def _shares(corpus: Corpus, firsts: Sequence[int], groups: Sequence[Group]) -> n
     total = shares.sum(axis=0)
     for source, count in zip(corpus.sources, total, strict=True):
         if not count:
-            raise ValueError(f"source {source.path} ({source.kind}) has no record that can be used")
+            raise ValueError(f"corpus.sources: no record of {source.path} can be used")
     weights = np.asarray([source.weight for source in corpus.sources])
     return shares * (weights / weights.sum() / total)
 

@@ -173,7 +173,7 @@ class Pictures:
 
     def __getitem__(self, index: int) -> Record:
         path, name = self.paths[index], self.name(index)
-        words = records.inside(self.root, name).with_suffix(".txt")
+        words = records.inside(self.root, str(Path(name).with_suffix(".txt")))
         caption = path.stem.replace("_", " ").replace("-", " ")
         if words.exists():
             try:
