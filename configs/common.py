@@ -53,6 +53,8 @@ def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> C
     # Where each tree comes from: "random", "assets" (shipped nano weights), or a run's directory.
     config.start = dict(mllm="assets", dit="assets", vae="assets")
     config.reinit = ()  # patterns of DiT parameters that start fresh whatever `start` says
+    # Pictures to learn from instead of what the plan says: "photos", "a.jsonl@3,shards/*.tar@1".
+    config.data = placeholder(str)
     config.optim = {}
     config.checkpoint = dict(every=200, keep=2)
     config.log = dict(images=20)
@@ -112,9 +114,63 @@ def stream(
     )
 
 
-def flow(batch: int, streams: dict[str, dict]) -> dict:
-    """Plans of a supervised stage of the DiT, behind the MLLM."""
-    return dict(flow_sft=dict(batch=batch, streams=streams, drop=0.1, plain=False, workers=0))
+def source(kind: str, *, weight: float = 1.0) -> dict:
+    """One source of real pictures; its path is the user's. Kinds: thinkgen_jax/data/corpus.py."""
+    return dict(
+        kind=kind,
+        path=placeholder(str),
+        weight=weight,
+        root=placeholder(str),  # folder that paths in records are below; None is the file's own
+        split="train",  # of a TFDS data set
+        columns={},  # names that a Parquet table has for our fields
+    )
+
+
+def corpus(pixels: int, *, length: int, sources: dict[str, dict] | None = None) -> dict:
+    """Real pictures instead of streams, or with `config.data`; without sources there are none."""
+    return dict(
+        sources=sources or {},
+        pixels=pixels,  # area budget of a picture to draw
+        # Budgets of each of 1, 2, 3, 4 and more references, never above `pixels`. OmniGen2.
+        references=(1024**2, 1024**2, 768**2, 512**2),
+        scales=(1.0, 0.75, 0.5),  # of sides, for pictures that do not fill the first; a guess
+        length=length,  # tokens of a row
+        clean=0.5,  # share of captions without "The image shows " and its like. OmniGen2
+        broken=0.01,  # share of records that may be unusable; a guess
+        encoded=placeholder(str),  # folder made by thinkgen_jax/precompute.py, read instead of all
+    )
+
+
+def paper(pixels: int, *, quality: bool = False) -> dict:
+    """The released system's pictures: two sources whose paths are the user's.
+
+    The paper's data is not released; numbers are those of public summaries of it.
+    """
+    if quality:  # stage 3: 0.7 M pictures of high quality, of kinds that nobody tells
+        sources = dict(quality=source("webdataset", weight=0.7))
+    else:  # stages 1 and 2: 60 M in all, read as 54 M with captions and 6 M edits
+        sources = dict(
+            captions=source("webdataset", weight=54.0), edits=source("webdataset", weight=6.0)
+        )
+    return corpus(pixels, length=888, sources=sources)  # 888: OmniGen2's longest row
+
+
+def flow(batch: int, streams: dict[str, dict], pictures: dict | None = None) -> dict:
+    """Plans of a supervised stage of the DiT, behind the MLLM.
+
+    Args:
+      pictures: see `corpus`; None is the nano system's.
+    """
+    return dict(
+        flow_sft=dict(
+            batch=batch,
+            streams=streams,
+            corpus=pictures or corpus(64 * 64, length=128),
+            drop=0.1,
+            plain=False,
+            workers=0,
+        )
+    )
 
 
 def draw(

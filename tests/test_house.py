@@ -32,6 +32,7 @@ FENCES = {  # third-party package: beginnings of the paths, below the package, t
     **{"grain": ("data/",), "absl": (*DOORS, "cli.py"), "safetensors": ("hf/",)},
     **{"ml_collections": (*DOORS, "recipe.py", "starts.py")},
     **{"transformers": ("data/text.py",), "tokenizers": ("data/text.py",)},
+    **{"tensorflow_datasets": ("data/",), "pyarrow": ("data/",), "array_record": ("data/",)},
     **{"scipy": ("world/", "data/"), "PIL": ("world/", "data/", "logs.py")},
     **{"matplotlib": ("report.py",), "tensorboardX": ("logs.py",), "tqdm": ("logs.py",)},
     **{"httpx": ("rewards/remote.py",), "rapidfuzz": ("rewards/words.py",)},
@@ -40,7 +41,10 @@ FENCES = {  # third-party package: beginnings of the paths, below the package, t
 PRINTERS = (*DOORS, "cli.py", "world/gates.py", "world/attacks.py", "world/calibrate.py")
 WITHOUT_JAX = ("data/", "world/")
 OPTIONAL = {"httpx", "rapidfuzz"}  # named in launch/requirements-*.txt
-DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"}
+DISTRIBUTIONS = {
+    **{"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"},
+    **{"tensorflow_datasets": "tensorflow-datasets"},
+}
 TOP = {*FOLDERS, "README.md", "LICENSE", "requirements.txt"}
 DOTS = {".ci", ".gitignore", ".pytest.ini", ".ruff.toml"}
 MACHINE = re.compile(r"(?<![\w.})])/" + r"(work|tmp|root|home|Users)/\w")

@@ -65,6 +65,11 @@ def setup(workdir: str | Path | None = None, *, level: int = logging.INFO) -> lo
     return logger
 
 
+def note(line: str) -> None:
+    """Tells the user one line, on the screen and in `log.txt`."""
+    logging.getLogger("thinkgen_jax").info("%s", line)
+
+
 class Writer:
     """Open log files of one run. Use as a context manager; leaving it writes what is pending."""
 

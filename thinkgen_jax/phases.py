@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkgen_jax import logs, rewards, rollout
-from thinkgen_jax.data import batches
+from thinkgen_jax.data import batches, corpus, encoded, feeding
 from thinkgen_jax.data.batches import Shape, Stream
+from thinkgen_jax.data.corpus import Corpus
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.rewards.pool import Pool, Scored
 from thinkgen_jax.rollout import Draw, Paths, Span, Thinking
@@ -42,7 +43,8 @@ class SftPlan:
 
     Attributes:
       batch: rows of a step.
-      streams: kinds of batches, mixed by weight.
+      streams: kinds of batches, mixed by weight; none beside a corpus.
+      corpus: real pictures instead of streams (flow_sft).
       pool: batches whose rows are sorted by length together, so that short ones are padded less;
         1 gives every batch the stream's length (flow_sft).
       workers: processes that make the batches; 0 makes them in this one, which is enough where a
@@ -59,7 +61,8 @@ class SftPlan:
     """
 
     batch: int
-    streams: tuple[Stream, ...]
+    streams: tuple[Stream, ...] = ()
+    corpus: Corpus | None = None
     pool: int = 1
     workers: int = 0
     drop: float = 0.1
@@ -75,6 +78,10 @@ class SftPlan:
         for name in ("batch", "pool", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if (self.corpus is None) == (not self.streams):
+            raise ValueError("give either streams or a corpus with sources")
+        if self.corpus is not None and self.pool > 1:
+            raise ValueError(f"pool = {self.pool}: rows of a corpus are not pooled, it must be 1")
         if self.workers < 0 or (self.workers and self.pool > 1):
             raise ValueError(
                 f"workers = {self.workers}, pool = {self.pool}: workers must be at least 0, and "
@@ -221,6 +228,9 @@ def _text(plan: SftPlan, setup: Setup) -> Phase:
 
 def _flow(plan: SftPlan, setup: Setup) -> Phase:
     parts = setup.parts
+    data, tokens = _flow_data(plan, setup)
+    if isinstance(data, feeding.Feed):
+        logs.note(data.about)
     step = flow_sft.make_step(
         parts.dit,
         parts.encoder,
@@ -228,21 +238,50 @@ def _flow(plan: SftPlan, setup: Setup) -> Phase:
         shift=parts.system.shift if plan.shift is None else plan.shift,
         draws=plan.draws,
         frame=len(parts.text.pseudo("")),
+        tokens=tokens,
     )
-    shape = _shape(setup)
-    data = [
-        batches.flow_stream(
-            s, shape, size=plan.batch, pool=plan.pool, drop=plan.drop, plain=plan.plain
-        )
-        for s in plan.streams
-    ]
-    frozen = {"mllm": setup.frozen.get("mllm"), "vae": setup.frozen["vae"]}
+    frozen = {tree: setup.frozen.get(tree) for tree in ("mllm", "vae")}
 
     def update(states: States, batch, key: Key):
         state, metrics = step(states["dit"], frozen, batch, key)
+        if isinstance(data, feeding.Feed):
+            for name, why in data.news():
+                logs.note(f"skipped {name}: {why}")
+            metrics = {**metrics, "broken": float(len(data.broken))}
         return {**states, "dit": state}, metrics, None
 
-    return Phase("dit", _mixed(data, plan), update)
+    return Phase("dit", data, update)
+
+
+def _flow_data(plan: SftPlan, setup: Setup):
+    """The batches of a flow phase, and the mean tokens of a picture where their sizes differ."""
+    shape = _shape(setup)
+    how = dict(drop=plan.drop, plain=plan.plain)
+    if plan.corpus is None:
+        data = [
+            batches.flow_stream(s, shape, size=plan.batch, pool=plan.pool, **how)
+            for s in plan.streams
+        ]
+        return _mixed(data, plan), None
+    side, host = setup.parts.system.multiple, (jax.process_index(), jax.process_count())
+    if plan.corpus.encoded is not None:
+        found = encoded.Encodings(plan.corpus.encoded)
+        encoded.check(found, width=setup.parts.system.dit.condition_dim, plain=plan.plain)
+        data, weights = encoded.streams(
+            found, size=plan.batch, drop=plan.drop, seed=setup.seed, host=host
+        )
+        feed = batches.mixed(data, weights, workers=plan.workers)
+        return feed, encoded.mean_tokens(found)
+    return feeding.feed(
+        plan.corpus,
+        shape,
+        multiple=corpus.multiple_of(side),
+        tokens=side,
+        size=plan.batch,
+        workers=plan.workers,
+        host=host,
+        **how,
+    )
 
 
 def _mixed(data: Sequence, plan: SftPlan):
