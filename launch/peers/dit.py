@@ -273,11 +273,12 @@ def _joined(parts) -> tuple[Tensor, Rotation, Tensor | None]:
         torch.cat([rotation[i].expand(rows, -1, -1, -1) for _, rotation, _ in parts], dim=1)
         for i in range(2)
     )
+    masks = [mask for _, _, mask in parts]
     valid = None
-    if any(mask is not None for _, _, mask in parts):
-        all_of = (states.new_ones(states.shape[:2], dtype=torch.bool) for states, _, _ in parts)
-        valid = [one if mask is None else mask for one, (_, _, mask) in zip(all_of, parts)]
-        valid = torch.cat(valid, dim=1)
+    if any(mask is not None for mask in masks):
+        whole = [states.new_ones(states.shape[:2], dtype=torch.bool) for states, _, _ in parts]
+        known = [a if b is None else b for a, b in zip(whole, masks, strict=True)]
+        valid = torch.cat(known, dim=1)
     return x, Rotation(*turns), valid
 
 
