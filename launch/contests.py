@@ -35,6 +35,7 @@ FORWARD_ATOL = 2e-4
 SAMPLE_ATOL = 5e-3
 PIXELS_ATOL = 1e-3
 SPREAD = 0.02  # what is added to fresh weights, so that gates and heads that start at 0 count
+CLOSE_GAIN = 4.0  # of the end mark's embedding, which is its row of the head, too
 WORDS = "a red circle left of a blue square"
 
 
@@ -59,6 +60,11 @@ def ours_of(size: str) -> tuple[Parts, Params]:
         system = presets.get(size)
         trees = {name: random(system, name) for name in parts.TREES}
     built = parts.build(system, assets.load_text(parts.ASSETS, system))
+    if size != presets.NANO.name:
+        # Else random thoughts hardly ever end, and no row could be learned from.
+        table = trees["mllm"]["embed_tokens"]
+        likelier = table["embedding"].at[built.text.close_id].multiply(CLOSE_GAIN)
+        trees["mllm"]["embed_tokens"] = {**table, "embedding": likelier}
     return built, Params(**jax.tree.map(jnp.asarray, trees))
 
 

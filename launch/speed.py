@@ -48,7 +48,12 @@ class Row(NamedTuple):
     sizes: Mapping[str, tuple[dict[str, Any], int, float | None]]
 
 
-PATHS = dict(prompts=4, group=8, pixels=64, parts=1)
+# At mid size one guided forward of 32 pictures of 256 pixels takes half a minute on two cores, so
+# iterations there draw smaller pictures in fewer steps; --set=steps=10 and so on undoes it.
+NANO_PATHS = dict(prompts=4, group=8, steps=8, pixels=64, parts=1, warm=1)
+MID_PATHS = dict(prompts=4, group=8, steps=2, pixels=128, parts=4, warm=0)
+# Steps 1 and 2 stochastic, no guidance.
+FAST = dict(window=(1, 3), scale=1.0)
 ROWS = {
     "dit": Row(
         "DiT forward, PyTorch eager",
@@ -85,6 +90,34 @@ ROWS = {
         "autoencoder's decoder",
         "launch.contests:painting",
         {"nano": (dict(batch=16), 5, None), "mid": (dict(batch=2), 3, None)},
+    ),
+    "flow_grpo": Row(
+        "Flow-GRPO iteration, equal settings",
+        "launch.iterations:paths",
+        {"nano": (NANO_PATHS, 3, 2.0), "mid": (MID_PATHS, 1, 1.1)},
+    ),
+    "flow_grpo_fast": Row(
+        "Flow-GRPO iteration, our recipe against PyTorch's default",
+        "launch.iterations:paths",
+        {
+            "nano": (NANO_PATHS | dict(steps=10, recipe=FAST), 3, 6.0),
+            "mid": (MID_PATHS | dict(prompts=1, steps=10, recipe=FAST, parts=1), 1, 4.0),
+        },
+    ),
+    "mllm_grpo": Row(
+        "MLLM-GRPO iteration",
+        "launch.iterations:thoughts",
+        {"nano": (NANO_PATHS | dict(steps=20), 3, 2.0), "mid": (MID_PATHS, 1, 1.1)},
+    ),
+    "logprob_memory": Row(
+        "temporary memory of log-probabilities, MiB by vocabulary",
+        "launch.costs:logprob_memory",
+        {"nano": (dict(batch=4, length=256, vocabularies=(8192, 32768, 131072)), 1, None)},
+    ),
+    "first_step": Row(
+        "main job's first step, programs compiled anew and kept",
+        "launch.costs:first_step",
+        {"nano": (dict(evaluate=2), 1, None)},
     ),
 }
 
