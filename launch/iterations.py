@@ -177,7 +177,7 @@ def same_update(ours: Mapping, theirs: Mapping, before, after, moved) -> list[st
     """
     norm = abs(float(ours["grad_norm"]) / theirs["grad_norm"] - 1)
     names = [name for name in after if not torch.equal(after[name], before[name])]
-    apart = sum(float((moved[n] - after[n]).double().square().sum()) for n in names)
+    apart = sum(float((moved[n].detach() - after[n]).double().square().sum()) for n in names)
     way = sum(float((after[n] - before[n]).double().square().sum()) for n in names)
     return [
         measure.agree("loss", abs(float(ours["loss"]) - theirs["loss"]), LOSS_ATOL),
