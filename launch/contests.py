@@ -4,6 +4,7 @@
 Each row checks first that both sides give the same numbers, then times them in pairs.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ FORWARD_ATOL = 2e-4
 SAMPLE_ATOL = 5e-3
 PIXELS_ATOL = 1e-3
 SPREAD = 0.02  # what is added to fresh weights, so that gates and heads that start at 0 count
+COMPILERS = ("g++", "clang++", "c++")
 CLOSE_GAIN = 4.0  # of the end mark's embedding, which is its row of the head, too
 WORDS = "a red circle left of a blue square"
 
@@ -111,6 +113,8 @@ def forward(size: str, how: Mapping, count: int) -> Outcome:
     def ours() -> jax.Array:
         return apply({"params": params.dit}, target, t, condition).block_until_ready()
 
+    if how["compiled"] and not any(map(shutil.which, COMPILERS)):
+        raise ValueError(f"torch.compile needs a C++ compiler, one of {COMPILERS}")
     eager = peer_dit.of_tree(built.system.dit, params.dit).eval()
     net = torch.compile(eager) if how["compiled"] else eager
     given = models.pictures_of(target), models.tensor(t), models.text_of(condition)

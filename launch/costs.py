@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from launch import iterations
 from launch.contests import Outcome
 from thinkgen_jax import logs
 from thinkgen_jax.models import presets
@@ -91,3 +92,19 @@ def _until_first_step(folder: Path, name: str, how: Mapping) -> float:
 def _has_step(path: Path) -> bool:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return any(json.loads(line).get("step") == 1 for line in lines if line.endswith("\n"))
+
+
+def forward_equivalents(size: str, how: Mapping, count: int) -> Outcome:
+    """DiT forwards per training picture, as the phase itself counts them, by plan.
+
+    A backward pass counts as two forwards, a guided step as two forwards of which one is trained.
+    The formula stands where the phase takes it from; a phase that does not count says so here.
+    """
+    del count
+    more = {}
+    for name, changes in how["recipes"].items():
+        plan = {"silent": 1.0, "window": (0, 0), **changes}
+        metrics: dict = {}
+        iterations.runner(iterations.job("dit_grpo", size, how, plan), metrics)()
+        more[name] = metrics.get("forward_equivalents", "not counted by the phase")
+    return Outcome([], [], more)

@@ -54,6 +54,7 @@ NANO_PATHS = dict(prompts=4, group=8, steps=8, pixels=64, parts=1, warm=1)
 MID_PATHS = dict(prompts=4, group=8, steps=2, pixels=128, parts=4, warm=0)
 # Steps 1 and 2 stochastic, no guidance.
 FAST = dict(window=(1, 3), scale=1.0)
+COUNTED = {"PyTorch's default": dict(steps=10), "our recipe": dict(steps=10, **FAST)}
 ROWS = {
     "dit": Row(
         "DiT forward, PyTorch eager",
@@ -108,6 +109,11 @@ ROWS = {
         "MLLM-GRPO iteration",
         "launch.iterations:thoughts",
         {"nano": (NANO_PATHS | dict(steps=20), 3, 2.0), "mid": (MID_PATHS, 1, 1.1)},
+    ),
+    "forward_equivalents": Row(
+        "DiT forwards per training picture",
+        "launch.costs:forward_equivalents",
+        {"nano": (dict(prompts=2, group=2, pixels=64, parts=1, recipes=COUNTED), 1, None)},
     ),
     "logprob_memory": Row(
         "temporary memory of log-probabilities, MiB by vocabulary",
