@@ -37,7 +37,7 @@ SAMPLE_ATOL = 5e-3
 PIXELS_ATOL = 1e-3
 SPREAD = 0.02  # what is added to fresh weights, so that gates and heads that start at 0 count
 COMPILERS = ("g++", "clang++", "c++")
-CLOSE_GAIN = 4.0  # of the end mark's embedding, which is its row of the head, too
+CLOSE_NORM = 3.3  # of the end mark's row in a random head: about one token in fifty is one
 WORDS = "a red circle left of a blue square"
 
 
@@ -63,10 +63,7 @@ def ours_of(size: str) -> tuple[Parts, Params]:
         trees = {name: random(system, name) for name in parts.TREES}
     built = parts.build(system, assets.load_text(parts.ASSETS, system))
     if size != presets.NANO.name:
-        # Else random thoughts hardly ever end, and no row could be learned from.
-        table = trees["mllm"]["embed_tokens"]
-        likelier = table["embedding"].at[built.text.close_id].multiply(CLOSE_GAIN)
-        trees["mllm"]["embed_tokens"] = {**table, "embedding": likelier}
+        trees["mllm"] = with_ends(trees["mllm"], built.text.close_id)
     return built, Params(**jax.tree.map(jnp.asarray, trees))
 
 
@@ -77,6 +74,16 @@ def random(system: presets.System, name: str) -> Tree:
     keys = jax.random.split(jax.random.key(100 + number), len(leaves))
     moved = [x + SPREAD * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, moved)
+
+
+def with_ends(mllm: Tree, close_id: int) -> Tree:
+    """The MLLM with an end mark of some likelihood: else random thoughts would hardly ever end."""
+    name, leaf, axis = "embed_tokens", "embedding", 0
+    if "lm_head" in mllm:
+        name, leaf, axis = "lm_head", "kernel", 1
+    table = jnp.moveaxis(mllm[name][leaf], axis, 0)
+    row = table[close_id] * (CLOSE_NORM / jnp.linalg.norm(table[close_id]))
+    return {**mllm, name: {leaf: jnp.moveaxis(table.at[close_id].set(row), 0, axis)}}
 
 
 def noise_of(built: Parts, rows: int) -> Packed:
