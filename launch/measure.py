@@ -2,7 +2,9 @@
 """Side by side: pairs of runs, what they say, and on which machine.
 
 A shared machine's speed wanders by more than the difference that is asked for, so every figure is a
-ratio of two runs that follow each other; which side goes first alternates.
+ratio of two runs that follow each other; which side goes first alternates. Processor time stands
+beside wall time: on one thread (`--threads=1`), where nobody waits for anybody, its ratio hardly
+depends on what else the machine does. On several threads waiting counts as work, for PyTorch most.
 """
 
 import importlib.metadata
@@ -25,17 +27,20 @@ BUSY = 0.5  # processes per core that others may keep busy before the load is po
 
 
 class Pair(NamedTuple):
-    """Seconds of two runs, one right after the other."""
+    """Wall and processor seconds of two runs, one right after the other."""
 
     ours: float
     theirs: float
+    ours_cpu: float
+    theirs_cpu: float
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one run; it must wait for its own results."""
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
+def seconds(run: Callable[[], object], repeat: int = 1) -> tuple[float, float]:
+    """Wall and processor time of one of `repeat` runs, which must wait for their own results."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(repeat):
+        run()
+    return (time.perf_counter() - wall) / repeat, (time.process_time() - cpu) / repeat
 
 
 def pairs(
@@ -46,17 +51,12 @@ def pairs(
     Args:
       repeat: runs that make one time, for what takes only milliseconds.
     """
-
-    def many(run: Callable[[], object]) -> float:
-        return seconds(lambda: [run() for _ in range(repeat)]) / repeat
-
     out = []
     for turn in range(count):
-        if turn % 2:
-            after = many(theirs)
-            out.append(Pair(many(ours), after))
-        else:
-            out.append(Pair(many(ours), many(theirs)))
+        sides = (theirs, ours) if turn % 2 else (ours, theirs)
+        first, second = (seconds(side, repeat) for side in sides)
+        mine, other = (second, first) if turn % 2 else (first, second)
+        out.append(Pair(mine[0], other[0], mine[1], other[1]))
     return out
 
 
@@ -66,16 +66,17 @@ def summary(found: Sequence[Pair]) -> dict[str, float]:
     The best runs are those that the machine disturbed least.
     """
     ratios = [pair.theirs / pair.ours for pair in found]
-    best = Pair(min(p.ours for p in found), min(p.theirs for p in found))
+    best = min(p.ours for p in found), min(p.theirs for p in found)
     return {
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
-        "ratio_best": best.theirs / best.ours,
+        "ratio_best": best[1] / best[0],
+        "ratio_cpu": statistics.median(pair.theirs_cpu / pair.ours_cpu for pair in found),
         "ours_s": statistics.median(p.ours for p in found),
         "theirs_s": statistics.median(p.theirs for p in found),
-        "ours_best_s": best.ours,
-        "theirs_best_s": best.theirs,
+        "ours_best_s": best[0],
+        "theirs_best_s": best[1],
         "pairs": len(found),
     }
 
@@ -104,7 +105,8 @@ def others(before: Sequence[float]) -> str:
         return ""
     return (
         f"load {before[0]} on {os.cpu_count()} cores before the first row: other work shares them. "
-        "Both sides lose, PyTorch's threads, which wait for each other in every operation, more"
+        "PyTorch's threads wait for each other in every operation and lose most, so ratios of wall "
+        "time flatter us; take those of processor time with --threads=1"
     )
 
 

@@ -30,6 +30,7 @@ NEEDED = ("torch", "transformers", "diffusers")
 SIZES = flags.DEFINE_list("sizes", "nano,mid", "nano (shipped weights), mid (random weights).")
 ROWS_FLAG = flags.DEFINE_list("rows", None, "Rows to run; default all.")
 PAIRS = flags.DEFINE_integer("pairs", None, "Pairs of a row; default is each row's own.")
+THREADS = flags.DEFINE_integer("threads", None, "Cores of both sides; default all.")
 JSON = flags.DEFINE_string("json", None, "File for all numbers.")
 CHANGE = flags.DEFINE_multi_string("set", [], "Changes a setting of all chosen rows: steps=10.")
 
@@ -188,9 +189,10 @@ def line(record: Mapping[str, Any]) -> str:
         floor = "" if record["floor"] is None else f"{record['floor']:g}"
         ratio = f"**{record['ratio']:.2f}** [{record['ratio_min']:.2f}, {record['ratio_max']:.2f}]"
         times = f"{_time(record['ours_s'])} / {_time(record['theirs_s'])}"
-        cells = [ratio, f"{record['ratio_best']:.2f}", floor, times, str(record["pairs"])]
+        others = [f"{record['ratio_best']:.2f}", f"{record['ratio_cpu']:.2f}"]
+        cells = [ratio, *others, floor, times, str(record["pairs"])]
     else:
-        cells = ["", "", "", "", ""]
+        cells = [""] * 6
     details = record["settings"] | record["more"]
     how = ", ".join(f"{name} {_short(value)}" for name, value in details.items())
     agreed = "; ".join(record["agreed"])
@@ -199,7 +201,7 @@ def line(record: Mapping[str, Any]) -> str:
 
 
 HEAD = (
-    *("row", "size", "PyTorch / ours [range]", "best", "floor", "ours / PyTorch", "pairs"),
+    *("row", "size", "PyTorch / ours [range]", "best", "CPU", "floor", "ours / PyTorch", "pairs"),
     *("settings", "agreement", "load"),
 )
 
@@ -235,9 +237,11 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1 or (PAIRS.value or 1) < 1:
             raise ValueError(f"arguments {argv[1:]}, --pairs={PAIRS.value}: want none, and >= 1")
         changed({}, CHANGE.value)
+        if not 1 <= (THREADS.value or 1) <= (os.cpu_count() or 1):
+            raise ValueError(f"--threads={THREADS.value}: must lie in [1, {os.cpu_count()}]")
     except ValueError as err:
         raise SystemExit(f"error: {err}") from None
-    threads = _prepare()
+    threads = _prepare(THREADS.value or os.cpu_count() or 1)
     about = measure.machine(threads)
     warning = measure.others(about["load_before"])
     print(json.dumps(about), warning, sep="\n" if warning else "", flush=True)
@@ -261,8 +265,13 @@ def main(argv: list[str]) -> None:
         raise SystemExit("error: " + "; ".join(failed))
 
 
-def _prepare() -> int:
-    """CPU on both sides, all cores on both sides; returns the number of PyTorch's threads."""
+def _prepare(threads: int) -> int:
+    """CPU and as many cores on both sides; returns the number of PyTorch's threads.
+
+    XLA takes the cores that the process may use, so this comes before its first program.
+    """
+    if threads < (os.cpu_count() or 1):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     import torch
     import transformers
 
@@ -270,7 +279,7 @@ def _prepare() -> int:
     cache.enable()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(threads)
     return torch.get_num_threads()
 
 

@@ -336,7 +336,7 @@ def test_summary_of_pairs():
         [measure.Pair(2.0, 4.0), measure.Pair(1.0, 3.0), measure.Pair(1.0, 8.0)]
     )
     assert (found["ratio"], found["ratio_min"], found["ratio_max"]) == (3.0, 2.0, 8.0)
-    assert found["ratio_best"] == 3.0 and found["pairs"] == 3
+    assert found["ratio_best"] == 3.0 and found["ratio_cpu"] == 2.0 and found["pairs"] == 3
 
 
 def test_sides_take_turns():

@@ -42,12 +42,14 @@ def test_missing_torch_is_one_line(monkeypatch):
 
 def test_a_line_says_ratio_range_and_settings():
     record = dict(row="dit", size="mid", title="DiT", settings={"batch": 4}, floor=1.0, pairs=3)
-    record |= dict(ratio=2.0, ratio_min=1.5, ratio_max=2.5, ratio_best=2.1, load=[0.5, 0, 0])
+    record |= dict(
+        ratio=2.0, ratio_min=1.5, ratio_max=2.5, ratio_best=2.1, ratio_cpu=1.9, load=[0.5, 0, 0]
+    )
     record |= dict(ours_s=0.25, theirs_s=1.5, agreed=["velocity 1e-06 <= 0.0002"], more={})
     cells = [cell.strip() for cell in speed.line(record).strip("|").split("|")]
     assert len(cells) == len(speed.HEAD)
-    assert cells[2:6] == ["**2.00** [1.50, 2.50]", "2.10", "1", "250.0 ms / 1.50 s"]
-    assert cells[7:] == ["batch 4", "velocity 1e-06 <= 0.0002", "0.5"]
+    assert cells[2:7] == ["**2.00** [1.50, 2.50]", "2.10", "1.90", "1", "250.0 ms / 1.50 s"]
+    assert cells[8:] == ["batch 4", "velocity 1e-06 <= 0.0002", "0.5"]
 
 
 def test_every_row_has_a_function():
