@@ -251,18 +251,22 @@ def main(argv: list[str]) -> None:
             print(f"[{number}/{len(jobs)}] {name} {size} ...", file=sys.stderr, flush=True)
             try:
                 records.append(run_row(name, size, PAIRS.value, CHANGE.value))
+                print(line(records[-1]), flush=True)
             except ValueError as err:
                 failed.append(f"{name} {size}: {err}")
                 print(f"error: {failed[-1]}", file=sys.stderr, flush=True)
-                continue
-            print(line(records[-1]), flush=True)
-    about["load_after"] = measure.load()
-    if JSON.value:
-        found = {"machine": about, "rows": records, "failed": failed}
-        Path(JSON.value).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            _write(JSON.value, about, records, failed)
     print(f"\n{table(records)}")
     if failed:
         raise SystemExit("error: " + "; ".join(failed))
+
+
+def _write(path: str | None, about: Mapping, records: Sequence, failed: Sequence[str]) -> None:
+    """All numbers so far: a table that is interrupted keeps its rows."""
+    if path:
+        found = {"machine": {**about, "load_after": measure.load()}, "rows": records}
+        text = json.dumps({**found, "failed": failed}, indent=2)
+        Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def _prepare(threads: int) -> int:
