@@ -4,6 +4,7 @@
 Each row checks first that both sides give the same numbers, then times them in pairs.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -37,7 +38,7 @@ SAMPLE_ATOL = 5e-3
 PIXELS_ATOL = 1e-3
 SPREAD = 0.02  # what is added to fresh weights, so that gates and heads that start at 0 count
 COMPILERS = ("g++", "clang++", "c++")
-CLOSE_NORM = 3.3  # of the end mark's row in a random head: about one token in fifty is one
+ENDS = 0.03  # share of the end mark in what random weights write
 WORDS = "a red circle left of a blue square"
 
 
@@ -63,7 +64,7 @@ def ours_of(size: str) -> tuple[Parts, Params]:
         trees = {name: random(system, name) for name in parts.TREES}
     built = parts.build(system, assets.load_text(parts.ASSETS, system))
     if size != presets.NANO.name:
-        trees["mllm"] = with_ends(trees["mllm"], built.text.close_id)
+        trees["mllm"] = with_ends(built, trees["mllm"])
     return built, Params(**jax.tree.map(jnp.asarray, trees))
 
 
@@ -76,14 +77,22 @@ def random(system: presets.System, name: str) -> Tree:
     return jax.tree.unflatten(tree, moved)
 
 
-def with_ends(mllm: Tree, close_id: int) -> Tree:
-    """The MLLM with an end mark of some likelihood: else random thoughts would hardly ever end."""
-    name, leaf, axis = "embed_tokens", "embedding", 0
+def with_ends(built: Parts, mllm: Tree) -> Tree:
+    """The MLLM with a likely end mark: else random thoughts would hardly ever end.
+
+    The mark's row of the head points along the mean state of a prompt, long enough to give it the
+    share `ENDS` of the probability there.
+    """
+    ids = built.text.think(WORDS)
+    prompt = prompts.assemble([ids], length=len(ids))
+    hidden = built.mllm.apply({"params": mllm}, prompt).hidden
+    mean = built.mllm.apply({"params": mllm}, hidden, method="normed")[0].mean(axis=0)
+    row = mean * (math.log(ENDS * built.system.mllm.vocab_size) / jnp.sum(jnp.square(mean)))
     if "lm_head" in mllm:
-        name, leaf, axis = "lm_head", "kernel", 1
-    table = jnp.moveaxis(mllm[name][leaf], axis, 0)
-    row = table[close_id] * (CLOSE_NORM / jnp.linalg.norm(table[close_id]))
-    return {**mllm, name: {leaf: jnp.moveaxis(table.at[close_id].set(row), 0, axis)}}
+        kernel = mllm["lm_head"]["kernel"].at[:, built.text.close_id].set(row)
+        return {**mllm, "lm_head": {"kernel": kernel}}
+    table = mllm["embed_tokens"]["embedding"].at[built.text.close_id].set(row)
+    return {**mllm, "embed_tokens": {"embedding": table}}
 
 
 def noise_of(built: Parts, rows: int) -> Packed:
