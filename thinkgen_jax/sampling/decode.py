@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from thinkgen_jax import sharding
 from thinkgen_jax.models.mllm import KVCache, Mllm
 from thinkgen_jax.models.rope import PAD_POSITION, next_position
 from thinkgen_jax.structs import Decoded, Key, Prompt, Tree
@@ -69,6 +70,7 @@ def sample(
       ValueError: when a setting is out of its range.
     """
     _check(max_new_tokens, temperature, top_p, top_k, group)
+    params = serving(mllm, params)
     variables = {"params": params}
     start, state = _begin(mllm, params, prompt, max_new_tokens, group, pad_id)
     rows = start.shape[0]
@@ -98,6 +100,15 @@ def sample(
     )
     segments = jnp.arange(max_new_tokens)[None] < state.counts[:, None]
     return Decoded(state.ids, segments.astype(jnp.int32), state.stopped)
+
+
+def serving(mllm: Mllm, params: Tree) -> Tree:
+    """The decoder's matrices as every step of writing reads them: in the activations' dtype, cut by
+    `tensor` alone. Gathering them once is what makes a step cheap."""
+    dtype = mllm.cfg.dtype
+    read = {k: v for k, v in params.items() if k != "visual"}
+    read = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, read)
+    return {**params, **sharding.keep(read, without=("fsdp",))}
 
 
 def _begin(

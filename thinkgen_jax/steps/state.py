@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from thinkgen_jax import optim
+from thinkgen_jax import optim, sharding
 from thinkgen_jax.optim import OptimConfig
 from thinkgen_jax.structs import TrainState, Tree
 
@@ -43,10 +43,17 @@ class Learner:
 
 def create(params: Tree, learner: Learner) -> TrainState:
     """Makes the state of a tree at step 0; the running average starts at the parameters."""
-    average = None
-    if learner.config.ema_decay is not None:
-        average = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
-    return TrainState(jnp.zeros((), jnp.int32), params, learner.tx.init(params), average)
+
+    def rest(params: Tree) -> tuple[Tree, Tree | None]:
+        average = None
+        if learner.config.ema_decay is not None:
+            average = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
+        return sharding.keep((learner.tx.init(params), average))
+
+    mesh = jax.sharding.get_abstract_mesh()
+    is_cut = not mesh.empty and mesh.size > 1  # then nothing may exist whole on any device
+    opt_state, average = (jax.jit(rest) if is_cut else rest)(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, average)
 
 
 def learn(
@@ -74,7 +81,7 @@ def apply(
     average = state.ema
     if average is not None:
         average = optim.ema_update(average, params, learner.config.ema_decay, state.step)
-    new = TrainState(state.step + 1, params, opt_state, average)
+    new = sharding.keep(TrainState(state.step + 1, params, opt_state, average))
     metrics = {
         "loss": value,
         "grad_norm": optax.tree.norm(grads),
@@ -95,7 +102,10 @@ def gradient(
         value, count, extra = loss(optim.stop_frozen(params, mask), part)
         return value, (count, extra)
 
-    graded = jax.value_and_grad(total, has_aux=True)
+    def graded(params: Tree, part: Tree):
+        value, grads = jax.value_and_grad(total, has_aux=True)(params, part)
+        return value, sharding.keep(grads)
+
     parts = jax.tree.map(lambda x: split(x, learner.accumulate), batch)
     first = graded(params, jax.tree.map(lambda x: x[0], parts))
     if learner.accumulate > 1:
@@ -112,7 +122,10 @@ def gradient(
 
 
 def split(x: jax.Array, parts: int) -> jax.Array:
-    """Cuts the leading axis: [B, ...] -> [parts, B / parts, ...]."""
+    """Cuts the leading axis: [B, ...] -> [parts, B / parts, ...], part i rows i, i + parts, ...
+
+    Neighbours go to different parts, so that every device keeps its own rows.
+    """
     if x.shape[0] % parts:
         raise ValueError(f"a batch of {x.shape[0]} does not divide into accumulate = {parts}")
-    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
