@@ -54,4 +54,5 @@ def get_config(arg=None):
     if config.model == "thinkgen":
         config.steps = 15_000
         config.plans.flow_sft.batch = 512
+    common.longer(config, accumulate=2)
     return common.shrink(config) if config.model == "tiny" else config

@@ -43,4 +43,5 @@ def get_config(arg=None):
             ema_decay=0.998 if nano else None,
         )
     )
+    common.longer(config)
     return common.shrink(config) if config.model == "tiny" else config

@@ -27,4 +27,5 @@ def get_config(arg=None):
             ema_decay=0.998 if nano else None,
         )
     )
+    common.longer(config, accumulate=4)
     return common.shrink(config) if config.model == "tiny" else config

@@ -89,11 +89,6 @@ def make_mesh(
     return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-    """Number of parts a batch is cut into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 def shard(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrains an activation whose axes are named by `ACT_RULES`; the identity without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -14,6 +14,7 @@ from thinkgen_jax.models import vgi
 from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.models.packing import grid, pack, unpack
 from thinkgen_jax.models.vae import Vae
+from thinkgen_jax.sharding import shard
 from thinkgen_jax.structs import Condition, Key, Packed, Prompt, References, Tree
 
 
@@ -36,7 +37,7 @@ class Encoder:
     def condition(self, params: Tree, prompt: Prompt, *, drop_last: bool = False) -> Condition:
         """States behind the marker, from one teacher-forced pass."""
         taps = self.mllm.apply({"params": params}, prompt).taps
-        return vgi.refine(
+        found = vgi.refine(
             taps,
             prompt.ids,
             prompt.segments,
@@ -44,6 +45,8 @@ class Encoder:
             max_len=self.max_len,
             drop_last=drop_last,
         )
+        states = shard(found.states, "rows", None, None)
+        return Condition(states, shard(found.segments, "rows", None))
 
     def pixels_to_tokens(
         self, params: Tree, pixels: UInt8[Array, "B y x 3"], key: Key | None = None

@@ -107,15 +107,17 @@ def gradient(
         return value, sharding.keep(grads)
 
     parts = jax.tree.map(lambda x: split(x, learner.accumulate), batch)
-    first = graded(params, jax.tree.map(lambda x: x[0], parts))
-    if learner.accumulate > 1:
-        rest = jax.tree.map(lambda x: x[1:], parts)
+    if learner.accumulate == 1:
+        sums = graded(params, jax.tree.map(lambda x: x[0], parts))
+    else:  # one trace of the loss, whatever the number of parts
+        like = jax.eval_shape(graded, params, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
         def add(sums, part):
             return jax.tree.map(jnp.add, sums, graded(params, part)), None
 
-        first, _ = jax.lax.scan(add, first, rest)
-    (value, (count, extra)), grads = first
+        sums, _ = jax.lax.scan(add, zeros, parts)
+    (value, (count, extra)), grads = sums
     scale = 1.0 / jnp.maximum(count, 1.0)
     grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
     return grads, value * scale, {k: v * scale for k, v in extra.items()}

@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs of a config: the functions training calls, with abstract arguments as it lays them.
+
+Nothing is allocated: parameters, batches and rollouts are shapes with places on the mesh in force.
+A phase is given its heaviest stream, the one with most pictures and then most tokens a row.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from thinkgen_jax import parts, phases, rollout, sharding
+from thinkgen_jax.data.batches import Stream
+from thinkgen_jax.parts import Parts
+from thinkgen_jax.phases import RlPlan, SftPlan
+from thinkgen_jax.sampling import decode, flow, sde
+from thinkgen_jax.steps import dit_grpo, flow_sft, mllm_grpo, text_sft
+from thinkgen_jax.steps import state as learning
+from thinkgen_jax.steps.state import Learner
+from thinkgen_jax.structs import (
+    Condition,
+    Decoded,
+    FlowBatch,
+    Packed,
+    Patches,
+    Prompt,
+    References,
+    TextBatch,
+    Thoughts,
+    TrainState,
+    Trajectory,
+    Tree,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One config on one mesh.
+
+    Attributes:
+      plans: of every phase of the schedule, by name.
+      learners: of every tree that learns.
+      mesh: also to be set with `jax.set_mesh`.
+    """
+
+    parts: Parts
+    plans: Mapping[str, SftPlan | RlPlan]
+    learners: Mapping[str, Learner]
+    mesh: Mesh
+
+
+class Program(NamedTuple):
+    """A jitted function with abstract arguments.
+
+    Attributes:
+      trees: names (see `resident`) of the arguments that live beside every program.
+      rows: samples it works on; `tokens` of each, for the FLOP model.
+    """
+
+    function: Any
+    args: tuple
+    kwargs: dict
+    trees: tuple[str, ...]
+    rows: int
+
+
+# --- what lives on the machine ---
+
+
+def place(tree: Tree, mesh: Mesh) -> Tree:
+    """Parameters, or anything shaped like them, as training lays them."""
+    return jax.tree.map(_lay, tree, sharding.infer(tree, mesh))
+
+
+def _lay(leaf, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def params(job: Job, tree: str) -> Tree:
+    """Parameters of one tree, placed."""
+    return place(parts.shapes(job.parts.system, tree), job.mesh)
+
+
+def state(job: Job, tree: str) -> TrainState:
+    """A learning tree with its optimizer and average, placed."""
+    learner = job.learners[tree]
+    shapes = parts.shapes(job.parts.system, tree)
+    made = jax.eval_shape(partial(learning.create, learner=learner), shapes)
+    return place(made, job.mesh)
+
+
+def resident(job: Job) -> dict[str, Tree]:
+    """Everything that lives beside the programs, by name.
+
+    "state/mllm" learns, "frozen/vae" does not, "reference/mllm" is what a KL term compares with.
+    """
+    rl = any(isinstance(plan, RlPlan) for plan in job.plans.values())
+    found: dict[str, Tree] = {f"state/{tree}": state(job, tree) for tree in job.learners}
+    frozen = set(parts.TREES) if rl else {"vae", "mllm"} if "flow_sft" in job.plans else set()
+    found |= {f"frozen/{tree}": params(job, tree) for tree in sorted(frozen - set(job.learners))}
+    if rl:
+        found |= {f"reference/{tree}": params(job, tree) for tree in job.learners}
+    return found
+
+
+def _name(job: Job, tree: str) -> str:
+    return f"state/{tree}" if tree in job.learners else f"frozen/{tree}"
+
+
+# --- arguments ---
+
+
+def _array(job: Job, shape: tuple[int, ...], names: tuple, dtype=jnp.float32):
+    names = (*names, *(None,) * (len(shape) - len(names)))
+    return jax.ShapeDtypeStruct(
+        shape, dtype, sharding=NamedSharding(job.mesh, sharding.spec(names, shape))
+    )
+
+
+def _ints(job: Job, shape: tuple[int, ...], *names):
+    return _array(job, shape, names, jnp.int32)
+
+
+def _key(job: Job):
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.ShapeDtypeStruct(
+        key.shape, key.dtype, sharding=NamedSharding(job.mesh, jax.sharding.PartitionSpec())
+    )
+
+
+def _prompt(job: Job, rows: int, length: int, pictures: int = 0) -> Prompt:
+    """Token rows, with the pixels of so many pictures each."""
+    ids = _ints(job, (rows, length), "batch")
+    places, patches = _ints(job, (3, rows, length), None, "batch"), None
+    if pictures:
+        spec = job.parts.vision
+        count = pictures * spec.max_pixels // spec.patch**2
+        dim = job.parts.system.mllm.vision.patch_dim
+        two = _ints(job, (rows, count, 2), "batch")
+        patches = Patches(
+            _array(job, (rows, count, dim), ("batch",)),
+            two,
+            two,
+            _ints(job, (rows, count), "batch"),
+            _ints(job, (rows, count // spec.merge**2), "batch"),
+        )
+    return Prompt(ids, ids, places, patches)
+
+
+def _condition(job: Job, rows: int) -> Condition:
+    system = job.parts.system
+    shape = (rows, system.instruction_tokens)
+    states = _array(job, (*shape, system.dit.condition_dim), ("rows",), system.mllm.dtype)
+    return Condition(states, _ints(job, shape, "rows"))
+
+
+def _packed(job: Job, rows: int, pictures: int = 1) -> Packed:
+    """Latent tokens of pictures of the default size."""
+    h, w = job.parts.grid()
+    cfg = job.parts.system.dit
+    count = pictures * (h // cfg.patch_size) * (w // cfg.patch_size)
+    return Packed(
+        _array(job, (rows, count, cfg.token_dim), ("rows",)),
+        _ints(job, (rows, count, 2), "rows"),
+        _ints(job, (rows, count), "rows"),
+    )
+
+
+def _pixels(job: Job, rows: int):
+    return _array(job, (rows, *job.parts.system.image_size, 3), ("rows",), jnp.uint8)
+
+
+def _pictures(job: Job, rows: int, count: int) -> References | None:
+    if not count:
+        return None
+    shape = (rows, count, *job.parts.system.image_size, 3)
+    return References(_array(job, shape, ("rows",), jnp.uint8), _ints(job, (rows, count), "rows"))
+
+
+def heaviest(plan: SftPlan | RlPlan) -> Stream:
+    """The stream whose batches take most memory."""
+    return max(plan.streams, key=lambda s: (s.pictures, s.length))
+
+
+def _negative(job: Job, rows: int, plan: RlPlan) -> Condition | None:
+    return _condition(job, rows) if plan.draw.guidance.text > 1 else None
+
+
+# --- the table ---
+
+
+def _think(job: Job, name: str) -> Program:
+    """Writes the thoughts of a rollout: each prompt is read once, then all rows write."""
+    plan, system, stream = job.plans[name], job.parts.system, heaviest(job.plans[name])
+    group = plan.group if name == "mllm_grpo" else 1
+    prompt = _prompt(job, plan.prompts, stream.length, stream.pictures)
+    tree = _name(job, "mllm")
+    args = (job.parts.mllm, _tree(job, "mllm"), prompt, _key(job))
+    kwargs = dict(
+        max_new_tokens=system.thought_tokens,
+        stop_id=job.parts.text.stop_id,
+        temperature=plan.draw.temperature,
+        group=group,
+    )
+    return Program(decode.sample, args, kwargs, (tree,), plan.prompts * group)
+
+
+def _prefill(job: Job, name: str) -> Program:
+    """Reads the prompts of a rollout into a cache that holds the thoughts as well."""
+    plan, system, stream = job.plans[name], job.parts.system, heaviest(job.plans[name])
+    mllm, size = job.parts.mllm, stream.length + system.thought_tokens
+
+    @jax.jit
+    def prefill(params, prompt):
+        params = decode.serving(mllm, params)
+        return mllm.apply({"params": params}, prompt, size=size, method="prefill").cache
+
+    prompt = _prompt(job, plan.prompts, stream.length, stream.pictures)
+    args = (_tree(job, "mllm"), prompt)
+    return Program(prefill, args, {}, (_name(job, "mllm"),), plan.prompts)
+
+
+def _tree(job: Job, tree: str) -> Tree:
+    return params(job, tree)
+
+
+def _whole(job: Job, plan: RlPlan, rows: int) -> Prompt:
+    stream = heaviest(plan)
+    return _prompt(job, rows, stream.length + job.parts.system.thought_tokens, stream.pictures)
+
+
+def _read(job: Job, name: str) -> Program:
+    """The one pass over prompts and thoughts whose states condition the DiT."""
+    plan, stream = job.plans[name], heaviest(job.plans[name])
+    rows = plan.prompts * plan.group
+    shape = (rows, job.parts.system.thought_tokens)
+    ids = _ints(job, shape, "batch")
+    decoded = Decoded(ids, ids, _array(job, (rows,), ("batch",), jnp.bool_))
+    prompt = _prompt(job, plan.prompts, stream.length, stream.pictures)
+    args = (job.parts.encoder, _tree(job, "mllm"), prompt, decoded)
+    return Program(rollout._read, args, {}, (_name(job, "mllm"),), rows)
+
+
+def _token_logprobs(job: Job, name: str) -> Program:
+    plan = job.plans[name]
+    rows = plan.prompts * plan.group
+    whole = _whole(job, plan, rows)
+    mask = _array(job, whole.ids.shape, ("batch",), jnp.bool_)
+    function = mllm_grpo.make_logprobs(job.parts.mllm, plan.token)
+    return Program(function, (_tree(job, "mllm"), whole, mask), {}, (_name(job, "mllm"),), rows)
+
+
+def _mllm_step(job: Job, name: str) -> Program:
+    plan = job.plans[name]
+    rows = plan.prompts * plan.group
+    whole = _whole(job, plan, rows)
+    each = _array(job, whole.ids.shape, ("batch",))
+    mask = _array(job, whole.ids.shape, ("batch",), jnp.bool_)
+    ref = each if plan.token.kl else None
+    thoughts = Thoughts(whole, mask, each, ref, _array(job, (rows,), ("batch",)))
+    function = mllm_grpo.make_step(job.parts.mllm, job.learners["mllm"], plan.token)
+    return Program(function, (state(job, "mllm"), thoughts), {}, ("state/mllm",), rows)
+
+
+def _text_step(job: Job, name: str) -> Program:
+    """Supervised; in a config without that phase, of the rows that reinforcement learns from."""
+    plan = job.plans[name]
+    if isinstance(plan, SftPlan):
+        rows, stream = plan.batch, heaviest(plan)
+        prompt = _prompt(job, rows, stream.length, stream.pictures)
+    else:
+        rows = plan.prompts * plan.group
+        prompt = _whole(job, plan, rows)
+    batch = TextBatch(prompt, _array(job, prompt.ids.shape, ("batch",)))
+    function = text_sft.make_step(job.parts.mllm, job.learners["mllm"])
+    return Program(function, (state(job, "mllm"), batch), {}, ("state/mllm",), rows)
+
+
+def _flow_step(job: Job, name: str) -> Program:
+    plan, stream = job.plans[name], heaviest(job.plans[name])
+    text, system = job.parts.text, job.parts.system
+    function = flow_sft.make_step(
+        job.parts.dit,
+        job.parts.encoder,
+        job.learners["dit"],
+        shift=system.shift if plan.shift is None else plan.shift,
+        draws=plan.draws,
+        frame=len(text.pseudo("")),
+    )
+    frozen = {"mllm": params(job, "mllm"), "vae": params(job, "vae")}
+    rows = plan.batch
+    batch = FlowBatch(
+        _prompt(job, rows, stream.length), _pixels(job, rows), _pictures(job, rows, stream.pictures)
+    )
+    args = (state(job, "dit"), frozen, batch, _key(job))
+    return Program(function, args, {}, ("state/dit", "frozen/mllm", "frozen/vae"), rows)
+
+
+def _draw(job: Job, name: str) -> Program:
+    """Phase A's pictures: the deterministic sampler."""
+    plan, stream = job.plans[name], heaviest(job.plans[name])
+    rows = plan.prompts * plan.group
+    refs = _packed(job, rows, stream.pictures) if stream.pictures else None
+    args = (
+        job.parts.dit,
+        _tree(job, "dit"),
+        _packed(job, rows),
+        _condition(job, rows),
+        _negative(job, rows, plan),
+        refs,
+        _array(job, (plan.draw.steps + 1,), ()),
+    )
+    kwargs = dict(guidance=plan.draw.guidance)
+    return Program(flow.sample, args, kwargs, (_name(job, "dit"),), rows)
+
+
+def _paths(job: Job, name: str) -> Program:
+    """Phase B's pictures: stochastic paths, every state kept."""
+    plan, stream = job.plans[name], heaviest(job.plans[name])
+    rows, steps = plan.prompts * plan.group, plan.draw.steps
+    args = (
+        job.parts.dit,
+        _tree(job, "dit"),
+        _packed(job, rows),
+        _condition(job, rows),
+        _negative(job, rows, plan),
+        _packed(job, rows, stream.pictures) if stream.pictures else None,
+        _array(job, (steps + 1,), ()),
+        _array(job, (steps,), ()),
+        _key(job),
+    )
+    kwargs = dict(guidance=plan.draw.guidance, kernel=plan.path.kernel)
+    return Program(sde.rollout, args, kwargs, (_name(job, "dit"),), rows)
+
+
+def _path(job: Job, plan: RlPlan) -> tuple[Trajectory, Condition | None, Any, Any]:
+    """A sampled batch of phase B, its negative, noise levels and trained steps."""
+    rows, steps = plan.prompts * plan.group, plan.draw.steps
+    noise, trained = phases.noise_levels(plan)
+    target, stream = _packed(job, rows), heaviest(plan)
+    path = Trajectory(
+        _array(job, (steps + 1, *target.tokens.shape), (None, "rows")),
+        _array(job, (steps + 1,), ()),
+        _array(job, (len(trained), rows), (None, "rows")),
+        target,
+        _condition(job, rows),
+        _packed(job, rows, stream.pictures) if stream.pictures else None,
+        _array(job, (rows,), ("rows",)),
+        _array(job, (rows,), ("rows",)),
+    )
+    return path, _negative(job, rows, plan), _array(job, noise.shape, ()), _ints(job, trained.shape)
+
+
+def _path_logprobs(job: Job, name: str) -> Program:
+    plan = job.plans[name]
+    path, negative, noise, trained = _path(job, plan)
+    function = dit_grpo.make_logprobs(job.parts.dit, plan.path)
+    args = (_tree(job, "dit"), path, negative, noise, trained)
+    return Program(function, args, {}, (_name(job, "dit"),), plan.prompts * plan.group)
+
+
+def _dit_step(job: Job, name: str) -> Program:
+    plan = job.plans[name]
+    path, negative, noise, trained = _path(job, plan)
+    reference = params(job, "dit") if plan.path.kl else None
+    function = dit_grpo.make_step(job.parts.dit, job.learners["dit"], plan.path)
+    args = (state(job, "dit"), reference, path, negative, noise, trained)
+    trees = ("state/dit", "reference/dit") if plan.path.kl else ("state/dit",)
+    return Program(function, args, {}, trees, plan.prompts * plan.group)
+
+
+def _decode_pixels(job: Job, name: str) -> Program:
+    """The autoencoder paints a rollout."""
+    plan = job.plans[name]
+    rows, (h, w) = plan.prompts * plan.group, job.parts.grid()
+    args = (job.parts.encoder, _tree(job, "vae"), _packed(job, rows).tokens, h, w)
+    return Program(rollout._pixels, args, {}, (_name(job, "vae"),), rows)
+
+
+def _encode_pixels(job: Job, name: str) -> Program:
+    """The autoencoder reads the references of a rollout, at least one a request."""
+    plan, stream = job.plans[name], heaviest(job.plans[name])
+    pictures = _pictures(job, plan.prompts, max(stream.pictures, 1))
+    args = (job.parts.encoder, _tree(job, "vae"), pictures)
+    return Program(rollout._references, args, {}, (_name(job, "vae"),), plan.prompts)
+
+
+# Programs by phase; the name a user says is "phase/program", or the program's where that is enough.
+PROGRAMS: dict[str, dict[str, Callable[[Job, str], Program]]] = {
+    "text_sft": {"text_step": _text_step},
+    "flow_sft": {"flow_step": _flow_step},
+    "mllm_grpo": {
+        "prefill": _prefill,
+        "think": _think,
+        "read": _read,
+        "encode": _encode_pixels,
+        "draw": _draw,
+        "pixels": _decode_pixels,
+        "logprobs": _token_logprobs,
+        "mllm_step": _mllm_step,
+        "text_step": _text_step,
+    },
+    "dit_grpo": {
+        "think_once": _think,
+        "paths": _paths,
+        "paint": _decode_pixels,
+        "path_logprobs": _path_logprobs,
+        "dit_step": _dit_step,
+    },
+}
+
+
+def table(job: Job) -> dict[str, Callable[[], Program]]:
+    """The programs of a job by name, each built when called."""
+    return {
+        name: partial(make, job, phase)
+        for phase in job.plans
+        for name, make in PROGRAMS.get(phase, {}).items()
+    }
