@@ -58,15 +58,13 @@ class Program(NamedTuple):
     """A jitted function with abstract arguments.
 
     Attributes:
-      trees: names (see `resident`) of the arguments that live beside every program.
-      rows: samples it works on; `tokens` of each, for the FLOP model.
+      loose: those arguments that are no parameters: batches and what a rollout made.
     """
 
     function: Any
     args: tuple
     kwargs: dict
-    trees: tuple[str, ...]
-    rows: int
+    loose: tuple
 
 
 # --- what lives on the machine ---
@@ -106,10 +104,6 @@ def resident(job: Job) -> dict[str, Tree]:
     if rl:
         found |= {f"reference/{tree}": params(job, tree) for tree in job.learners}
     return found
-
-
-def _name(job: Job, tree: str) -> str:
-    return f"state/{tree}" if tree in job.learners else f"frozen/{tree}"
 
 
 # --- arguments ---
@@ -199,15 +193,14 @@ def _think(job: Job, name: str) -> Program:
     plan, system, stream = job.plans[name], job.parts.system, heaviest(job.plans[name])
     group = plan.group if name == "mllm_grpo" else 1
     prompt = _prompt(job, plan.prompts, stream.length, stream.pictures)
-    tree = _name(job, "mllm")
-    args = (job.parts.mllm, _tree(job, "mllm"), prompt, _key(job))
+    args = (job.parts.mllm, params(job, "mllm"), prompt, _key(job))
     kwargs = dict(
         max_new_tokens=system.thought_tokens,
         stop_id=job.parts.text.stop_id,
         temperature=plan.draw.temperature,
         group=group,
     )
-    return Program(decode.sample, args, kwargs, (tree,), plan.prompts * group)
+    return Program(decode.sample, args, kwargs, (prompt,))
 
 
 def _prefill(job: Job, name: str) -> Program:
@@ -221,12 +214,8 @@ def _prefill(job: Job, name: str) -> Program:
         return mllm.apply({"params": params}, prompt, size=size, method="prefill").cache
 
     prompt = _prompt(job, plan.prompts, stream.length, stream.pictures)
-    args = (_tree(job, "mllm"), prompt)
-    return Program(prefill, args, {}, (_name(job, "mllm"),), plan.prompts)
-
-
-def _tree(job: Job, tree: str) -> Tree:
-    return params(job, tree)
+    args = (params(job, "mllm"), prompt)
+    return Program(prefill, args, {}, (prompt,))
 
 
 def _whole(job: Job, plan: RlPlan, rows: int) -> Prompt:
@@ -242,8 +231,8 @@ def _read(job: Job, name: str) -> Program:
     ids = _ints(job, shape, "batch")
     decoded = Decoded(ids, ids, _array(job, (rows,), ("batch",), jnp.bool_))
     prompt = _prompt(job, plan.prompts, stream.length, stream.pictures)
-    args = (job.parts.encoder, _tree(job, "mllm"), prompt, decoded)
-    return Program(rollout._read, args, {}, (_name(job, "mllm"),), rows)
+    args = (job.parts.encoder, params(job, "mllm"), prompt, decoded)
+    return Program(rollout._read, args, {}, (prompt, decoded))
 
 
 def _token_logprobs(job: Job, name: str) -> Program:
@@ -252,7 +241,7 @@ def _token_logprobs(job: Job, name: str) -> Program:
     whole = _whole(job, plan, rows)
     mask = _array(job, whole.ids.shape, ("batch",), jnp.bool_)
     function = mllm_grpo.make_logprobs(job.parts.mllm, plan.token)
-    return Program(function, (_tree(job, "mllm"), whole, mask), {}, (_name(job, "mllm"),), rows)
+    return Program(function, (params(job, "mllm"), whole, mask), {}, (whole, mask))
 
 
 def _mllm_step(job: Job, name: str) -> Program:
@@ -264,7 +253,7 @@ def _mllm_step(job: Job, name: str) -> Program:
     ref = each if plan.token.kl else None
     thoughts = Thoughts(whole, mask, each, ref, _array(job, (rows,), ("batch",)))
     function = mllm_grpo.make_step(job.parts.mllm, job.learners["mllm"], plan.token)
-    return Program(function, (state(job, "mllm"), thoughts), {}, ("state/mllm",), rows)
+    return Program(function, (state(job, "mllm"), thoughts), {}, (thoughts,))
 
 
 def _text_step(job: Job, name: str) -> Program:
@@ -278,7 +267,7 @@ def _text_step(job: Job, name: str) -> Program:
         prompt = _whole(job, plan, rows)
     batch = TextBatch(prompt, _array(job, prompt.ids.shape, ("batch",)))
     function = text_sft.make_step(job.parts.mllm, job.learners["mllm"])
-    return Program(function, (state(job, "mllm"), batch), {}, ("state/mllm",), rows)
+    return Program(function, (state(job, "mllm"), batch), {}, (batch,))
 
 
 def _flow_step(job: Job, name: str) -> Program:
@@ -298,7 +287,7 @@ def _flow_step(job: Job, name: str) -> Program:
         _prompt(job, rows, stream.length), _pixels(job, rows), _pictures(job, rows, stream.pictures)
     )
     args = (state(job, "dit"), frozen, batch, _key(job))
-    return Program(function, args, {}, ("state/dit", "frozen/mllm", "frozen/vae"), rows)
+    return Program(function, args, {}, (batch,))
 
 
 def _draw(job: Job, name: str) -> Program:
@@ -308,7 +297,7 @@ def _draw(job: Job, name: str) -> Program:
     refs = _packed(job, rows, stream.pictures) if stream.pictures else None
     args = (
         job.parts.dit,
-        _tree(job, "dit"),
+        params(job, "dit"),
         _packed(job, rows),
         _condition(job, rows),
         _negative(job, rows, plan),
@@ -316,7 +305,7 @@ def _draw(job: Job, name: str) -> Program:
         _array(job, (plan.draw.steps + 1,), ()),
     )
     kwargs = dict(guidance=plan.draw.guidance)
-    return Program(flow.sample, args, kwargs, (_name(job, "dit"),), rows)
+    return Program(flow.sample, args, kwargs, args[2:])
 
 
 def _paths(job: Job, name: str) -> Program:
@@ -325,7 +314,7 @@ def _paths(job: Job, name: str) -> Program:
     rows, steps = plan.prompts * plan.group, plan.draw.steps
     args = (
         job.parts.dit,
-        _tree(job, "dit"),
+        params(job, "dit"),
         _packed(job, rows),
         _condition(job, rows),
         _negative(job, rows, plan),
@@ -335,7 +324,7 @@ def _paths(job: Job, name: str) -> Program:
         _key(job),
     )
     kwargs = dict(guidance=plan.draw.guidance, kernel=plan.path.kernel)
-    return Program(sde.rollout, args, kwargs, (_name(job, "dit"),), rows)
+    return Program(sde.rollout, args, kwargs, args[2:])
 
 
 def _path(job: Job, plan: RlPlan) -> tuple[Trajectory, Condition | None, Any, Any]:
@@ -360,8 +349,8 @@ def _path_logprobs(job: Job, name: str) -> Program:
     plan = job.plans[name]
     path, negative, noise, trained = _path(job, plan)
     function = dit_grpo.make_logprobs(job.parts.dit, plan.path)
-    args = (_tree(job, "dit"), path, negative, noise, trained)
-    return Program(function, args, {}, (_name(job, "dit"),), plan.prompts * plan.group)
+    args = (params(job, "dit"), path, negative, noise, trained)
+    return Program(function, args, {}, args[1:])
 
 
 def _dit_step(job: Job, name: str) -> Program:
@@ -370,27 +359,26 @@ def _dit_step(job: Job, name: str) -> Program:
     reference = params(job, "dit") if plan.path.kl else None
     function = dit_grpo.make_step(job.parts.dit, job.learners["dit"], plan.path)
     args = (state(job, "dit"), reference, path, negative, noise, trained)
-    trees = ("state/dit", "reference/dit") if plan.path.kl else ("state/dit",)
-    return Program(function, args, {}, trees, plan.prompts * plan.group)
+    return Program(function, args, {}, args[2:])
 
 
 def _decode_pixels(job: Job, name: str) -> Program:
     """The autoencoder paints a rollout."""
     plan = job.plans[name]
     rows, (h, w) = plan.prompts * plan.group, job.parts.grid()
-    args = (job.parts.encoder, _tree(job, "vae"), _packed(job, rows).tokens, h, w)
-    return Program(rollout._pixels, args, {}, (_name(job, "vae"),), rows)
+    args = (job.parts.encoder, params(job, "vae"), _packed(job, rows).tokens, h, w)
+    return Program(rollout._pixels, args, {}, args[2:3])
 
 
 def _encode_pixels(job: Job, name: str) -> Program:
     """The autoencoder reads the references of a rollout, at least one a request."""
     plan, stream = job.plans[name], heaviest(job.plans[name])
     pictures = _pictures(job, plan.prompts, max(stream.pictures, 1))
-    args = (job.parts.encoder, _tree(job, "vae"), pictures)
-    return Program(rollout._references, args, {}, (_name(job, "vae"),), plan.prompts)
+    args = (job.parts.encoder, params(job, "vae"), pictures)
+    return Program(rollout._references, args, {}, (pictures,))
 
 
-# Programs by phase; the name a user says is "phase/program", or the program's where that is enough.
+# Programs by phase.
 PROGRAMS: dict[str, dict[str, Callable[[Job, str], Program]]] = {
     "text_sft": {"text_step": _text_step},
     "flow_sft": {"flow_step": _flow_step},
@@ -422,3 +410,8 @@ def table(job: Job) -> dict[str, Callable[[], Program]]:
         for phase in job.plans
         for name, make in PROGRAMS.get(phase, {}).items()
     }
+
+
+def phase_of(job: Job, name: str) -> str:
+    """The phase a program belongs to."""
+    return next(phase for phase in job.plans if name in PROGRAMS.get(phase, {}))

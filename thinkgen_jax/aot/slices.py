@@ -33,19 +33,17 @@ class Chip:
       hbm: memory that programs may use, GiB.
       flops: dense bfloat16 operations a second.
       memory, links: bytes a second to and from memory, and out to other devices.
-      cores: what the number in a slice's name counts of one device.
     """
 
     hbm: float
     flops: float
     memory: float
     links: float
-    cores: float = 1.0
 
 
 CHIPS = {
     "v5e": Chip(15.75, 197e12, 819e9, 200e9),
-    "v5p": Chip(95.74, 459e12, 2765e9, 600e9, cores=2.0),
+    "v5p": Chip(95.74, 459e12, 2765e9, 600e9),
     "v6e": Chip(31.25, 918e12, 1640e9, 448e9),
     "tpu7x": Chip(94.75, 1153e12, 3690e9, 600e9),
     "h100": Chip(79.0, 989e12, 3350e9, 450e9),
@@ -66,6 +64,22 @@ OVERLAP = {
     )
 }
 OPTIONS = {"v5p": OVERLAP, "v6e": OVERLAP, "tpu7x": OVERLAP}
+# What the compiler for GPUs must know of an H100, as its `GpuTargetConfigProto` in text.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
+  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
 QUICK = {"exec_time_optimization_effort": -1.0}
 
 
@@ -122,6 +136,13 @@ def parse(name: str) -> Slice:
     raise ValueError(f"--topology={name}: no such machine; known are {', '.join(known)}")
 
 
+def mesh_of(machine: Slice) -> dict[str, int]:
+    """The mesh a machine gets where a config names none: see `configs.common.MESHES`."""
+    fsdp = min(8, machine.count)
+    tensor = min(8, machine.count // fsdp) if machine.kind != "h100" else 1
+    return dict(data=machine.count // (fsdp * tensor), fsdp=fsdp, tensor=tensor, context=1)
+
+
 def devices(machine: Slice) -> Sequence[jax.Device]:
     """The devices of a machine that is not there.
 
@@ -134,14 +155,13 @@ def devices(machine: Slice) -> Sequence[jax.Device]:
         os.environ.setdefault(name, value)
     # A whole cube, or a whole pod of a flat kind, is a torus.
     torus = machine.chips >= 64 if machine.shape.count("x") == 2 else machine.shape == "16x16"
-    how = {"wrap": (True,) * (machine.shape.count("x") + 1)} if torus else {}
+    how = {"wrap": (True,) * 3} if torus else {}
     return _describe("tpu", f"{machine.kind}:{machine.shape}", "tpu", **how)
 
 
 def _gpus(machine: Slice) -> Sequence[jax.Device]:
     hosts, each = machine.shape.split("x")
-    config = (PATH_OF_H100).read_text(encoding="utf-8")
-    return _describe("cuda", "", "cuda", target_config=config, topology=f"1x{hosts}x{each}")
+    return _describe("cuda", "", "cuda", target_config=H100, topology=f"1x{hosts}x{each}")
 
 
 def _describe(platform: str, name: str, extra: str, **how) -> Sequence[jax.Device]:

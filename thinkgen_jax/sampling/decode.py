@@ -20,6 +20,9 @@ from thinkgen_jax.models.mllm import KVCache, Mllm
 from thinkgen_jax.models.rope import PAD_POSITION, next_position
 from thinkgen_jax.structs import Decoded, Key, Prompt, Tree
 
+HEAD = ("lm_head", "embed_tokens")  # subtrees that make logits
+READ = ("decoder", *HEAD)  # and those that every step of writing reads
+
 
 class Scores(NamedTuple):
     """Per token, given the ones before it; 0 at the first token and at padding."""
@@ -102,11 +105,11 @@ def sample(
     return Decoded(state.ids, segments.astype(jnp.int32), state.stopped)
 
 
-def serving(mllm: Mllm, params: Tree) -> Tree:
-    """The decoder's matrices as every step of writing reads them: in the activations' dtype, cut by
-    `tensor` alone. Gathering them once is what makes a step cheap."""
+def serving(mllm: Mllm, params: Tree, names: tuple[str, ...] = READ) -> Tree:
+    """Matrices as every turn of a loop reads them: in the activations' dtype, cut by `tensor`
+    alone. Gathering them once, before the loop, is what makes a turn cheap."""
     dtype = mllm.cfg.dtype
-    read = {k: v for k, v in params.items() if k != "visual"}
+    read = {name: params[name] for name in names if name in params}
     read = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, read)
     return {**params, **sharding.keep(read, without=("fsdp",))}
 
@@ -254,6 +257,8 @@ def score_hidden(
     pad = -count % size
     states = jnp.pad(hidden[:, :-1], ((0, 0), (0, pad), (0, 0)))
     targets = jnp.pad(prompt.ids[:, 1:], ((0, 0), (0, pad)))
+
+    params = serving(mllm, params, HEAD)
 
     @jax.checkpoint
     def one(piece):
