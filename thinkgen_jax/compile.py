@@ -67,9 +67,26 @@ def run() -> None:
     mesh = sharding.make_mesh(**mesh_sizes(config, machine), devices=slices.devices(machine))
     found = search(config, machine) if SEARCH.value else judge(config, machine, mesh)
     if JSON.value:
-        Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if any(one["verdict"] == TOO_BIG for one in found["programs"]):
+        _write(Path(JSON.value), found)
+    if found["verdict"] == TOO_BIG:
         raise SystemExit(1)
+
+
+def _write(path: Path, found: dict) -> None:
+    """Writes what was found; programs compiled before under the same conditions stay beside it."""
+    if path.exists() and "tried" not in found:
+        old, apart = json.loads(path.read_text(encoding="utf-8")), ("programs", "verdict")
+        if all(old.get(k) == v for k, v in found.items() if k not in apart):
+            new = {one["program"] for one in found["programs"]}
+            kept = [one for one in old["programs"] if one["program"] not in new]
+            found = {**found, "programs": sorted(kept + found["programs"], key=_by_name)}
+            verdicts = [one["verdict"] for one in found["programs"]] + [found["verdict"]]
+            found["verdict"] = max(verdicts, key=build.VERDICTS.index)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _by_name(one: dict) -> str:
+    return one["program"]
 
 
 def _machine() -> Slice:
@@ -144,10 +161,11 @@ def judge(config: ConfigDict, machine: Slice, mesh: jax.sharding.Mesh) -> dict:
             how = dict(quick=QUICK.value and name not in FULL.value, headroom=HEADROOM.value)
             results.append(build.compile_program(job, name, machine, held, **how))
             _print_result(results[-1], machine)
-    if len(results) > 1:
-        worst = max(results, key=lambda r: r.need)
-        print(f"\nwhole config: {worst.verdict}, most with {worst.program}")
-    return {**_about(config, machine, mesh, held), "programs": list(map(build.as_dict, results))}
+    need = max([sum(held.values()), *(result.need for result in results)])
+    told = build.verdict(need, machine.chip.hbm, HEADROOM.value)
+    print(f"\nall of these: {told}, at most {need:.2f} of {machine.chip.hbm} GiB a device")
+    about = {**_about(config, machine, mesh, held), "verdict": told}
+    return {**about, "programs": list(map(build.as_dict, results))}
 
 
 def search(config: ConfigDict, machine: Slice) -> dict:
@@ -175,7 +193,8 @@ def search(config: ConfigDict, machine: Slice) -> dict:
             print(f"{line['program']:<10} --mesh={_axes(line['mesh'])} x{line['accumulate']}")
     if not best:
         print("none")
-    return {"topology": machine.name, "best": best, "tried": found, "programs": list(best.values())}
+    told = build.FITS if best else TOO_BIG
+    return {"topology": machine.name, "verdict": told, "best": best, "tried": found}
 
 
 def meshes(count: int) -> Iterator[dict[str, int]]:

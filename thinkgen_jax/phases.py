@@ -233,7 +233,8 @@ def _mixed(data: Sequence, plan: SftPlan):
 
 def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
     parts = setup.parts
-    logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token)
+    cut = setup.learners["mllm"].accumulate
+    logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token, cut)
     grpo_step = mllm_grpo.make_step(parts.mllm, setup.learners["mllm"], plan.token)
     reference = setup.references.get("mllm")
 

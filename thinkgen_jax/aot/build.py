@@ -22,6 +22,7 @@ from thinkgen_jax.structs import Tree
 
 GIB = 2**30
 FITS, TIGHT, TOO_BIG = "FITS", "TIGHT", "DOES NOT FIT"
+VERDICTS = (FITS, TIGHT, TOO_BIG)
 HEADROOM = 0.9  # share of the usable memory beyond which a fit is called tight
 
 
@@ -126,7 +127,7 @@ def compile_program(
 
 def verdict(need: float | None, usable: float, headroom: float = HEADROOM) -> str:
     """FITS, TIGHT (beyond the headroom) or DOES NOT FIT."""
-    if need is None or need > usable:
+    if need is None or need > usable:  # None, or infinite: the compiler refused
         return TOO_BIG
     return FITS if need <= headroom * usable else TIGHT
 

@@ -240,7 +240,8 @@ def _token_logprobs(job: Job, name: str) -> Program:
     rows = plan.prompts * plan.group
     whole = _whole(job, plan, rows)
     mask = _array(job, whole.ids.shape, ("batch",), jnp.bool_)
-    function = mllm_grpo.make_logprobs(job.parts.mllm, plan.token)
+    cut = job.learners["mllm"].accumulate
+    function = mllm_grpo.make_logprobs(job.parts.mllm, plan.token, cut)
     return Program(function, (params(job, "mllm"), whole, mask), {}, (whole, mask))
 
 

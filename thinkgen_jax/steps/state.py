@@ -15,6 +15,7 @@ import optax
 
 from thinkgen_jax import optim, sharding
 from thinkgen_jax.optim import OptimConfig
+from thinkgen_jax.steps.rows import split
 from thinkgen_jax.structs import TrainState, Tree
 
 # (params, micro-batch) -> (sum, count, {name: sum over the same count})
@@ -121,13 +122,3 @@ def gradient(
     scale = 1.0 / jnp.maximum(count, 1.0)
     grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
     return grads, value * scale, {k: v * scale for k, v in extra.items()}
-
-
-def split(x: jax.Array, parts: int) -> jax.Array:
-    """Cuts the leading axis: [B, ...] -> [parts, B / parts, ...], part i rows i, i + parts, ...
-
-    Neighbours go to different parts, so that every device keeps its own rows.
-    """
-    if x.shape[0] % parts:
-        raise ValueError(f"a batch of {x.shape[0]} does not divide into accumulate = {parts}")
-    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
