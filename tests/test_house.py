@@ -23,9 +23,10 @@ FLOORS = {  # room: the rooms it may import beside itself
     **{"sampling": BODIES, "steps": BODIES | {"sampling"}, "hf": BODIES | {"data"}},
     **{"parts": BELOW, "pipeline": BELOW | {"parts"}, "bench": BELOW | {"parts", "pipeline"}},
     **{"rollout": BELOW | {"parts", "pipeline"}, "phases": BELOW | {"parts", "rollout"}},
+    **{"flops": {"structs", "models"}, "aot": BELOW | ROADS | {"flops"}},
     # Before the doors: what their configs mean.
     **{"starts": BELOW | {"parts"}, "recipe": BELOW | ROADS | {"starts"}},
-    **{door: BELOW | ROADS | {"starts", "recipe", "cli"} for door in DOORS},
+    **{door: BELOW | ROADS | {"starts", "recipe", "cli", "flops", "aot"} for door in DOORS},
 }
 FENCES = {  # third-party package: beginnings of the paths, below the package, that may import it
     **{"flax": ("models/",), "optax": ("optim.py", "steps/"), "orbax": ("checkpoint.py",)},
