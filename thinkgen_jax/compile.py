@@ -64,6 +64,8 @@ def run() -> None:
       ValueError: for anything a user can put right.
     """
     config, machine = CONFIG.value, _machine()
+    if JSON.value:  # before an hour is spent on what goes into it
+        Path(JSON.value).parent.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(**mesh_sizes(config, machine), devices=slices.devices(machine))
     found = search(config, machine) if SEARCH.value else judge(config, machine, mesh)
     if JSON.value:

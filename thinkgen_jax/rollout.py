@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinkgen_jax import hosts
 from thinkgen_jax.data import batches, prompts
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.data.images import merged_tokens
@@ -140,7 +141,8 @@ def _read(encoder, params: Tree, prompt: Prompt, decoded: Decoded) -> Thinking:
     )
     condition = encoder.condition(params, whole, drop_last=True)
     mask = decode.response_mask(prompt, decoded)
-    return Thinking(whole, mask, valid, condition, decoded)
+    decoded = jax.tree.map(hosts.whole, decoded)
+    return Thinking(whole, mask, hosts.whole(valid), condition, decoded)
 
 
 # --- pictures ---
@@ -178,7 +180,7 @@ def decode_pixels(parts: Parts, vae: Tree, tokens: jax.Array) -> np.ndarray:
 
 @partial(jax.jit, static_argnames=("encoder", "h", "w"))
 def _pixels(encoder, vae, tokens, h, w):
-    return to_uint8(encoder.tokens_to_pixels(vae, tokens, h=h, w=w))
+    return hosts.whole(to_uint8(encoder.tokens_to_pixels(vae, tokens, h=h, w=w)))
 
 
 @partial(jax.jit, static_argnames=("encoder",))
