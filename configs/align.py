@@ -59,6 +59,7 @@ def get_config(arg=None):
 def released(config) -> None:
     """Stage 1 at released size."""
     config.steps = 15_000  # a guess: 10 to 20 thousand; nobody tells
+    config.image_size = 512  # side of what `compile` takes every picture for
     # 512: a guess. 512 x 512 pixels at most: paper. The mix is not told and taken from stage 2.
     config.plans = common.flow(512, {}, common.paper(512 * 512))
     config.plans.flow_sft.drop = 0.1  # a guess; OmniGen2 fine-tunes with 1e-4
@@ -74,4 +75,5 @@ def released(config) -> None:
         clip_norm=1.0,  # OmniGen2
         trainable=CONNECTOR,  # paper: the connector; prepadding states inferred from its ablation
         ema_decay=None,  # OmniGen2: none
+        accumulate=2,  # what launch/README.md shows to fit
     )

@@ -11,11 +11,15 @@ from ml_collections.config_dict import placeholder
 
 PRESETS = ("nano", "tiny", "mid", "thinkgen")
 SMALL = ("nano", "tiny")  # of recipes that the released system has no use for
+# Sizes of (data, fsdp, tensor, context). fsdp and tensor stop at 8, which is what divides the DiT.
 MESHES = {
     "": (1, 1, 1, 1),
-    "v5e-256": (1, 256, 1, 1),
-    "v5p-64": (1, 32, 1, 1),
-    "v6e-64": (1, 64, 1, 1),
+    "v5e-256": (4, 8, 8, 1),
+    "v5p-64": (1, 8, 4, 1),
+    "v5p-128": (1, 8, 8, 1),
+    "v6e-64": (1, 8, 8, 1),
+    "v6e-256": (4, 8, 8, 1),
+    "tpu7x-32": (1, 8, 4, 1),
     "gpu-8": (1, 8, 1, 1),
 }
 
@@ -46,6 +50,10 @@ def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> C
     config.model = preset
     config.prepad = placeholder(int)  # number of prepadding states; None takes the preset's
     config.marker = placeholder(str)  # token before the instruction; None takes the preset's
+    config.dtype = "bfloat16" if preset == "thinkgen" else "float32"  # of activations
+    config.remat = "full" if preset == "thinkgen" else "none"  # see models/layers.py
+    config.image_size = placeholder(int)  # side of drawn pictures; None takes the preset's
+    config.thought_tokens = placeholder(int)  # longest response; None takes the preset's
     config.seed = 0
     config.mesh = dict(data=data, fsdp=fsdp, tensor=tensor, context=context)
     config.steps = 0  # optimizer steps of the whole run

@@ -35,6 +35,7 @@ def get_config(arg=None):
 def released(config) -> None:
     """Stage 2 at released size."""
     config.steps = 60_000  # 60 M pictures (paper) once, by the batch
+    config.image_size = 512  # side of what `compile` takes every picture for
     # 1024: a guess. 512 x 512 pixels: a guess, nobody tells; 54 M captions and 6 M edits: paper.
     config.plans = common.flow(1024, {}, common.paper(512 * 512))
     config.plans.flow_sft.drop = 0.1  # a guess; OmniGen2 fine-tunes with 1e-4
@@ -51,4 +52,5 @@ def released(config) -> None:
         weight_decay=0.01,  # OmniGen2
         clip_norm=1.0,  # OmniGen2
         ema_decay=None,  # OmniGen2: none
+        accumulate=4,  # what launch/README.md shows to fit
     )

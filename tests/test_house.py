@@ -14,7 +14,7 @@ FOLDERS = ("thinkgen_jax", "configs", "launch", "tests")
 DOORS = ("train", "generate", "evaluate", "convert", "compile", "demo", "precompute", "doctor")
 TOOLS = {"sharding", "checkpoint", "optim", "logs", "report", "cache", "data", "world", "rewards"}
 BODIES = {"structs", "models", "sharding", "checkpoint", "optim", "logs"}
-BELOW = {"structs", "models", "sampling", "steps", "hf"} | TOOLS
+BELOW = {"structs", "models", "sampling", "steps", "hf", "hosts"} | TOOLS
 ROADS = {"parts", "pipeline", "rollout", "phases", "bench"}
 FLOORS = {  # room: the rooms it may import beside itself
     **{"__init__": set(), "cli": set(), "structs": set(), "models": {"structs", "sharding"}},
@@ -23,9 +23,14 @@ FLOORS = {  # room: the rooms it may import beside itself
     **{"sampling": BODIES, "steps": BODIES | {"sampling"}, "hf": BODIES | {"data"}},
     **{"parts": BELOW, "pipeline": BELOW | {"parts"}, "bench": BELOW | {"parts", "pipeline"}},
     **{"rollout": BELOW | {"parts", "pipeline"}, "phases": BELOW | {"parts", "rollout"}},
+    **{
+        "hosts": {"structs", "sharding"},
+        "flops": {"structs", "models"},
+        "aot": BELOW | ROADS | {"flops"},
+    },
     # Before the doors: what their configs mean.
     **{"starts": BELOW | {"parts"}, "recipe": BELOW | ROADS | {"starts"}},
-    **{door: BELOW | ROADS | {"starts", "recipe", "cli"} for door in DOORS},
+    **{door: BELOW | ROADS | {"starts", "recipe", "cli", "flops", "aot"} for door in DOORS},
 }
 FENCES = {  # third-party package: beginnings of the paths, below the package, that may import it
     **{"flax": ("models/",), "optax": ("optim.py", "steps/"), "orbax": ("checkpoint.py",)},

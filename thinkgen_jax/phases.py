@@ -293,7 +293,8 @@ def _mixed(data: Sequence, plan: SftPlan):
 
 def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
     parts = setup.parts
-    logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token)
+    cut = setup.learners["mllm"].accumulate
+    logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token, cut)
     grpo_step = mllm_grpo.make_step(parts.mllm, setup.learners["mllm"], plan.token)
     reference = setup.references.get("mllm")
     pool = Pool(plan.rewards)
@@ -420,18 +421,23 @@ class KeptOld:
 
 
 def span_of(plan: RlPlan, key: Key) -> tuple[Span, int]:
-    """The stochastic steps of an iteration, and how many of them are trained.
-
-    Without a window every step is stochastic and the first 99 % of them are trained: the last one
-    has almost no noise left.
-    """
-    steps = plan.draw.steps
-    begin, end = plan.window if plan.window != (0, 0) else (0, steps)
-    width = plan.width or end - begin
+    """The stochastic steps of an iteration, and how many of them are trained."""
+    begin, end = plan.window if plan.window != (0, 0) else (0, plan.draw.steps)
+    width, trained = widths(plan)
     if end - begin > width:
         begin = jax.random.randint(key, (), begin, end - width + 1)
-    trained = width if width < steps else max(1, int(0.99 * steps))
     return Span(begin, width, plan.noise, plan.shared), trained
+
+
+def widths(plan: RlPlan) -> tuple[int, int]:
+    """Number of stochastic steps, and of trained ones.
+
+    Where every step is stochastic the first 99 % of them are trained: the last one has almost no
+    noise left.
+    """
+    steps, (begin, end) = plan.draw.steps, plan.window
+    width = plan.width or end - begin or steps
+    return width, width if width < steps else max(1, int(0.99 * steps))
 
 
 def forwards(plan: RlPlan, span: Span, trained: int, references: bool) -> float | jax.Array:

@@ -137,15 +137,17 @@ def check_rows(config: ConfigDict) -> None:
     Raises:
       ValueError: naming the rows of a step and the number of parts.
     """
-    ways = sharding.batch_ways(jax.sharding.get_mesh())
     for name, _ in config.phases:
+        axes = ("batch",) if LEARNS[name] == "mllm" else ("rows",)
+        ways = sharding.parts(axes)
         block, accumulate = config.plans[name], config.optim[LEARNS[name]].accumulate
         key = "batch" if "batch" in block else "prompts * group"
         rows = block.batch if "batch" in block else block.prompts * block.group
         if rows % (ways * accumulate):
             raise ValueError(
                 f"config.plans.{name}: {key} = {rows} is not divisible by {ways * accumulate} "
-                f"(config.mesh data * fsdp = {ways}, accumulate = {accumulate})"
+                f"({' * '.join(sharding.ACT_RULES[axes[0]])} of config.mesh = {ways}, "
+                f"accumulate = {accumulate})"
             )
 
 

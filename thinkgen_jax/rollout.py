@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinkgen_jax import sharding
 from thinkgen_jax.data import batches, prompts
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.data.images import merged_tokens
@@ -29,7 +30,7 @@ from thinkgen_jax.parts import Parts
 from thinkgen_jax.sampling import decode, flow, sde
 from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.steps.encode import blank, to_uint8
-from thinkgen_jax.steps.text_sft import rows_first, rows_last
+from thinkgen_jax.steps.rows import rows_first, rows_last
 from thinkgen_jax.structs import (
     Condition,
     Decoded,
@@ -155,7 +156,7 @@ def _read(encoder, params: Tree, prompt: Prompt, decoded: Decoded, length: int):
     valid = vgi.has_instruction(
         whole.ids, whole.segments, close_id=encoder.close_id, drop_last=True
     )
-    return valid, encoder.condition(params, whole, drop_last=True)
+    return sharding.whole(valid), encoder.condition(params, whole, drop_last=True)
 
 
 def together(thoughts: Sequence[Thinking]) -> Thinking:
@@ -217,7 +218,7 @@ def decode_pixels(parts: Parts, vae: Tree, tokens: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("encoder", "h", "w"))
 def _pixels(encoder, vae, tokens, h, w):
-    return to_uint8(encoder.tokens_to_pixels(vae, tokens, h=h, w=w))
+    return sharding.whole(to_uint8(encoder.tokens_to_pixels(vae, tokens, h=h, w=w)))
 
 
 @partial(jax.jit, static_argnames=("encoder",))
