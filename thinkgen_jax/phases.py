@@ -389,7 +389,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             "ratio_first": first["ratio"],
             "drift_first": first["drift"],
             **_reward_metrics(table, usable, scored),
-            "forwards": forwards(plan, span, trained, path.references is not None),
+            "forward_equivalents": forwards(plan, span, trained, path.references is not None),
         }
         return {**states, "dit": state}, metrics, _gallery(scored.samples, table, plan.group)
 
