@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from thinkgen_jax.rewards import form, geneval, judge, miniature, remote, words
+from thinkgen_jax.rewards import form, geneval, judge, miniature, words
 from thinkgen_jax.rewards.remote import Client, Failed, Service, Unavailable
 from thinkgen_jax.structs import Sample
 
@@ -267,10 +267,7 @@ class Scorer:
                 return reward.asked(client, shown)
             return client.score(shown, floor=reward.floor, ceiling=reward.ceiling)[0]
 
-        try:
-            return _score(samples, name, reward, ask)
-        except ValueError as err:  # the rule could not use what the server said
-            raise Failed(f"{name}: {err}") from err
+        return _score(samples, name, reward, ask)
 
     def _ask(self, name: str, reward: Reward) -> tuple[str, str]:
         """Where a served reward is scored and in which version.

@@ -221,14 +221,32 @@ def rate(client: Client, samples: Sequence[Sample]) -> np.ndarray:
 
     Raises:
       Failed: when the server gives no usable answer.
-      ValueError: when a detection is not as `read` wants it.
+      ValueError: for a sample without GenEval's metadata.
     """
-    _, details = client.score(samples, floor=0.0, ceiling=1.0)
     verdicts = [
-        judge(s.request.meta, read(d, tag=s.request.meta["tag"]))
-        for s, d in zip(samples, details, strict=True)
+        judge(sample.request.meta, found)
+        for sample, found in zip(samples, detect(client, samples), strict=True)
     ]
     return np.asarray([mixed(verdict) for verdict in verdicts], np.float32)
+
+
+def detect(client: Client, samples: Sequence[Sample]) -> list[dict[str, list[Detection]]]:
+    """Kept detections of every picture, asked of a detector's server.
+
+    Raises:
+      Failed: when the server gives no usable answer.
+      ValueError: for a sample without GenEval's metadata.
+    """
+    for sample in samples:
+        missing = {"tag", "include"} - set(sample.request.meta)
+        if missing:
+            raise ValueError(f"{sample.request.prompt!r}: geneval needs meta {sorted(missing)}")
+    tags = [sample.request.meta["tag"] for sample in samples]
+
+    def read_all(details: list) -> list[dict[str, list[Detection]]]:
+        return [read(detail, tag=tag) for detail, tag in zip(details, tags, strict=True)]
+
+    return client.score(samples, floor=0.0, ceiling=1.0, read=read_all)[1]
 
 
 def read(detail: object, *, tag: str) -> dict[str, list[Detection]]:

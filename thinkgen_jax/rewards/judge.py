@@ -30,6 +30,7 @@ Alignment Score: n
 Quality Score: n"""
 NAMES = ("Alignment Score", "Quality Score")
 TOKENS = 512
+SAID = 120  # characters of an answer that an error repeats
 
 
 def described(sample: Sample) -> str:
@@ -65,11 +66,10 @@ def named_scores(names: Sequence[str], low: int, high: int) -> Callable[[str], t
     def read(answer: str) -> tuple[int, ...]:
         plain, out = re.sub(r"[*_`#]", "", answer), []
         for name in names:
-            found = re.findall(rf"{re.escape(name)}\s*:\s*(-?\d+)(?![\d.])", plain, re.IGNORECASE)
+            found = re.findall(rf"{re.escape(name)}\s*:\s*(-?\d+)(?!\d|\.\d)", plain, re.IGNORECASE)
             if not found or not low <= int(found[-1]) <= high:
-                raise ValueError(
-                    f"the judge gave no {name!r} in [{low}, {high}]: {' '.join(answer.split())[:120]!r}"
-                )
+                said = " ".join(answer.split())[:SAID]
+                raise ValueError(f"the judge gave no {name!r} in [{low}, {high}]: {said!r}")
             out.append(int(found[-1]))
         return tuple(out)
 

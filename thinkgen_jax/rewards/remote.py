@@ -134,15 +134,23 @@ class Client:
         raise Failed(f"{self.name}: {cause} ({service.tries} tries)")
 
     def score(
-        self, samples: Sequence[Sample], *, floor: float, ceiling: float
+        self,
+        samples: Sequence[Sample],
+        *,
+        floor: float,
+        ceiling: float,
+        read: Callable[[list], list] = list,
     ) -> tuple[np.ndarray, list]:
         """Scores float32 [N] of samples by a reward server, and what it says beside each.
+
+        Args:
+          read: from the list of details to what is wanted; ValueError where they do not say it.
 
         Raises:
           Failed: when no try led to as many finite numbers inside the bounds.
         """
 
-        def read(answer: Any) -> tuple[np.ndarray, list]:
+        def whole(answer: Any) -> tuple[np.ndarray, list]:
             scores = _numbers(answer, "scores", len(samples))
             bad = [x for x in scores if not floor <= x <= ceiling]
             if bad:
@@ -150,9 +158,9 @@ class Client:
             details = answer.get("details") or [None] * len(samples)
             if not isinstance(details, list) or len(details) != len(samples):
                 raise ValueError(f"details are not {len(samples)}")
-            return np.asarray(scores, np.float32), details
+            return np.asarray(scores, np.float32), read(details)
 
-        return self.call("/score", {"samples": [encode(s) for s in samples]}, read)
+        return self.call("/score", {"samples": [encode(s) for s in samples]}, whole)
 
     def health(self) -> list[dict]:
         """What every replica says of itself.
@@ -277,7 +285,7 @@ def _numbers(answer: Any, name: str, count: int) -> list[float]:
             raise ValueError(f"{name} hold {value!r}, no number")
         if isinstance(value, int) and abs(value) > 2**53 or not math.isfinite(value):
             raise ValueError(f"{name} hold {_line(value)}")
-    return found
+    return [float(value) for value in found]
 
 
 def _words(answer: Any) -> str:
