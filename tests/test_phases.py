@@ -86,7 +86,7 @@ def test_one_thought_of_each_of_the_last_requests_is_shared():
     thinking = Thinking(None, None, np.array([True, False]), None, decoded)
     requests = [Request(name) for name in ("a cross", "x", "y")]
     images = np.zeros((6, 1, 1, 3), np.uint8)
-    out = rollout.samples(built, requests, 2, images, thinking)
+    out = rollout.samples(built, requests, 2, slice(0, 6), images, thinking)
     assert [s.request.prompt for s in out] == ["a cross", "a cross", "x", "x", "y", "y"]
     assert [s.instruction for s in out] == ["a cross"] * 2 + ["a red ring"] * 2 + [""] * 2
     assert [s.valid for s in out] == [True] * 4 + [False] * 2

@@ -65,6 +65,11 @@ def setup(workdir: str | Path | None = None, *, level: int = logging.INFO) -> lo
     return logger
 
 
+def tell(line: str) -> None:
+    """Puts one line into the run's log."""
+    logging.getLogger("thinkgen_jax").info(line)
+
+
 class Writer:
     """Open log files of one run. Use as a context manager; leaving it writes what is pending."""
 

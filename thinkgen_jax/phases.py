@@ -26,12 +26,16 @@ from thinkgen_jax import logs, rewards, rollout
 from thinkgen_jax.data import batches
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.parts import Parts
+from thinkgen_jax.rewards import DROP_LIMIT, Scorer
+from thinkgen_jax.rewards.remote import Failed, Service
 from thinkgen_jax.rollout import Draw
 from thinkgen_jax.steps import dit_grpo, flow_sft, grpo, mllm_grpo, text_sft, vae_sft
 from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
 from thinkgen_jax.steps.mllm_grpo import MllmGrpoConfig
 from thinkgen_jax.steps.state import Learner
-from thinkgen_jax.structs import Key, Params, Request, States, Thoughts, Trajectory, Tree
+from thinkgen_jax.structs import Key, Params, Request, Sample, States, Thoughts, Trajectory, Tree
+
+COMBINE = ("sum", "gdpo")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,10 @@ class RlPlan:
       streams: kinds of request batches, mixed by weight.
       draw: how pictures are drawn for the reward.
       rewards: reward names and weights.
+      servers: where rewards are scored that are not scored here, by name.
+      combine: "sum" compares weighted sums; "gdpo" first brings each reward to mean 0 and spread 1
+        inside its group, so that none drowns the others by its scale.
+      drop_limit: share of recent groups that may be dropped for want of a server's answer.
       token, path: constants of the two objectives.
       noise: noise level of stochastic steps (dit_grpo).
       window: (first, last + 1) stochastic step; the others are deterministic (dit_grpo).
@@ -107,6 +115,9 @@ class RlPlan:
     inner: int = 1
     draw: Draw = field(default_factory=Draw)
     rewards: Mapping[str, float] = field(default_factory=lambda: {"miniature": 1.0})
+    servers: Mapping[str, Service] = field(default_factory=dict)
+    combine: str = "sum"
+    drop_limit: float = DROP_LIMIT
     token: MllmGrpoConfig = field(default_factory=MllmGrpoConfig)
     path: DitGrpoConfig = field(default_factory=DitGrpoConfig)
     noise: float = 0.7
@@ -118,7 +129,11 @@ class RlPlan:
             raise ValueError(f"group = {self.group} has no advantage; it must be at least 2")
         if not 0 <= self.silent <= 1:
             raise ValueError(f"silent = {self.silent}: must lie in [0, 1]")
-        rewards.check(self.rewards)
+        if self.combine not in COMBINE:
+            raise ValueError(f"combine = {self.combine!r} is not one of {COMBINE}")
+        if not 0 <= self.drop_limit <= 1:
+            raise ValueError(f"drop_limit = {self.drop_limit}: must lie in [0, 1]")
+        rewards.check(self.rewards, self.servers)
 
 
 class Setup(NamedTuple):
@@ -136,6 +151,17 @@ class Gallery(NamedTuple):
 
     images: list[np.ndarray]
     captions: list[str]
+
+
+class Scored(NamedTuple):
+    """Rewards of a batch of groups."""
+
+    samples: list[Sample]
+    table: np.ndarray  # [B, G], weighted sums
+    usable: np.ndarray  # bool [B], groups that are learnt from
+    failed: np.ndarray  # bool [B], groups that a server gave no usable answer for
+    learnt: np.ndarray  # [B, G], what advantages are made of
+    means: dict[str, float]  # of each reward, failed groups left out
 
 
 class Phase(NamedTuple):
@@ -236,18 +262,23 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
     logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token)
     grpo_step = mllm_grpo.make_step(parts.mllm, setup.learners["mllm"], plan.token)
     reference = setup.references.get("mllm")
+    scorer = _open("mllm_grpo", plan)
 
     def update(states: States, requests: Sequence[Request], key: Key):
         requests = list(requests)
         params = _params(setup, states)
         stream = stream_of(requests, plan.streams)
+        sent = _Sent(plan, setup, scorer, requests)
         drawn = rollout.think_group(
-            parts, params, requests, stream, key, group=plan.group, how=plan.draw
+            parts, params, requests, stream, key, group=plan.group, how=plan.draw, seen=sent.see
         )
         thinking = drawn.thinking
-        scored, table, usable = _score(plan, setup, requests, drawn.images, thinking)
-        advantage = _advantages(table, usable, scope="group", ddof=1, eps=1e-6)
-        mask = thinking.mask & jnp.asarray(np.repeat(usable, plan.group))[:, None]
+        scored = sent.settle()
+        if scored.failed.all():  # nothing to learn from, not even where the reference lies
+            return states, _reward_metrics(scored), None
+        scope = "group" if plan.combine == "sum" else "batch"
+        advantage = _advantages(scored.learnt, scored.usable, scope=scope, ddof=1, eps=1e-6)
+        mask = thinking.mask & jnp.asarray(np.repeat(scored.usable, plan.group))[:, None]
         old = logprobs(params.mllm, thinking.prompt, mask)
         ref = logprobs(reference, thinking.prompt, mask) if plan.token.kl else None
         thoughts = Thoughts(thinking.prompt, mask, old, ref, advantage)
@@ -260,12 +291,12 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         metrics = {
             **metrics,
             "ratio_first": first["ratio"],
-            **_reward_metrics(table, usable),
+            **_reward_metrics(scored),
             "valid": float(np.mean(np.asarray(thinking.valid))),
             "tokens": float(written.mean()),
             "stopped": float(np.mean(np.asarray(thinking.decoded.stopped))),
         }
-        return {**states, "mllm": state}, metrics, _gallery(scored, table, plan.group)
+        return {**states, "mllm": state}, metrics, _gallery(scored, plan.group)
 
     return Phase("mllm", _requests(plan, setup), update)
 
@@ -276,6 +307,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
     grpo_step = dit_grpo.make_step(parts.dit, setup.learners["dit"], plan.path)
     reference = setup.references.get("dit") if plan.path.kl else None
     noise, steps = noise_levels(plan)
+    scorer = _open("dit_grpo", plan)
 
     def update(states: States, requests: Sequence[Request], key: Key):
         requests = list(requests)
@@ -297,9 +329,14 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             noise=noise,
             kernel=plan.path.kernel,
         )
-        images = rollout.decode_pixels(parts, params.vae, latents[-1])
-        scored, table, usable = _score(plan, setup, requests, images, thought)
-        advantage = _advantages(table, usable, scope="batch", ddof=0, eps=1e-4)
+        sent = _Sent(plan, setup, scorer, requests)
+        for rows in rollout.pieces(latents.shape[1], plan.group, plan.draw.pieces):
+            images = rollout.decode_pixels(parts, params.vae, latents[-1, rows])
+            sent.see(rows, images, thought)
+        scored = sent.settle()
+        if scored.failed.all():
+            return states, _reward_metrics(scored), None
+        advantage = _advantages(scored.learnt, scored.usable, scope="batch", ddof=0, eps=1e-4)
         path = Trajectory(
             latents,
             grid,
@@ -308,7 +345,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             condition,
             references,
             advantage,
-            jnp.asarray(np.repeat(usable, plan.group), jnp.float32),
+            jnp.asarray(np.repeat(scored.usable, plan.group), jnp.float32),
         )
         path = path._replace(old=logprobs(params.dit, path, negative, noise, steps))
         state = states["dit"]
@@ -319,9 +356,9 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
         metrics = {
             **metrics,
             "ratio_first": first["ratio"],
-            **_reward_metrics(table, usable),
+            **_reward_metrics(scored),
         }
-        return {**states, "dit": state}, metrics, _gallery(scored, table, plan.group)
+        return {**states, "dit": state}, metrics, _gallery(scored, plan.group)
 
     return Phase("dit", _requests(plan, setup), update)
 
@@ -356,13 +393,61 @@ def _params(setup: Setup, states: States) -> Params:
     return Params(*(params_of(setup, states, tree) for tree in Params._fields))
 
 
-def _score(plan: RlPlan, setup: Setup, requests, images, thinking):
-    """Samples, rewards [B, G] and which groups count."""
-    scored = rollout.samples(setup.parts, requests, plan.group, images, thinking)
-    values = rewards.score(scored, plan.rewards)
-    floor, _ = rewards.bounds(plan.rewards)
-    valid = np.asarray([s.valid for s in scored])
-    return scored, *rollout.settle(values, valid, group=plan.group, floor=floor)
+def _open(name: str, plan: RlPlan) -> Scorer:
+    """Opens a phase's rewards and tells what each is.
+
+    Raises:
+      ValueError: when a reward's server does not answer.
+    """
+    scorer = Scorer(plan.rewards, plan.servers, drop_limit=plan.drop_limit)
+    try:
+        for line in scorer.describe():
+            logs.tell(f"{name}: {line}")
+    except Failed as err:
+        scorer.close()
+        raise ValueError(f"config.plans.{name}.servers: {err}") from None
+    return scorer
+
+
+class _Sent:
+    """Pictures of one batch on their way to the rewards: sent while others are drawn."""
+
+    def __init__(self, plan: RlPlan, setup: Setup, scorer: Scorer, requests: list[Request]):
+        self.plan, self.setup, self.scorer, self.requests = plan, setup, scorer, requests
+        self.samples: list[Sample] = []
+        self.pending: dict[str, list] = {name: [] for name in plan.servers}
+
+    def see(self, rows: slice, images: np.ndarray, thinking) -> None:
+        """Takes finished pictures of whole groups, in order."""
+        plan = self.plan
+        whole = rollout.samples(self.setup.parts, self.requests, plan.group, rows, images, thinking)
+        self.samples += whole
+        for name, futures in self.scorer.start(whole, plan.group).items():
+            self.pending[name] += futures
+
+    def settle(self) -> Scored:
+        """Waits for all rewards and settles invalid responses and groups that were dropped."""
+        plan, valid = self.plan, np.asarray([s.valid for s in self.samples])
+        rated = self.scorer.finish(self.samples, plan.group, self.pending)
+        for cause in rated.causes:
+            logs.tell(f"groups dropped: {cause}")
+        failed = rated.failed.reshape(-1, plan.group).any(axis=1)
+        total = rewards.total(self.samples, rated.parts, plan.rewards, plan.servers)
+        floor, _ = rewards.bounds(plan.rewards, plan.servers)
+        table, usable = rollout.settle(total, valid, group=plan.group, floor=floor)
+        usable = usable & ~failed
+        parts = {
+            name: rollout.settle(
+                part, valid, group=plan.group, floor=self.scorer.rewards[name].floor
+            )[0]
+            for name, part in rated.parts.items()
+        }
+        learnt = table
+        if plan.combine == "gdpo":
+            weights = np.asarray([plan.rewards[name] for name in parts])
+            learnt = grpo.combine(np.stack(list(parts.values())), weights)
+        means = {} if failed.all() else {n: float(p[~failed].mean()) for n, p in parts.items()}
+        return Scored(self.samples, table, usable, failed, learnt, means)
 
 
 def _advantages(
@@ -375,24 +460,36 @@ def _advantages(
     return jnp.asarray(out.reshape(-1))
 
 
-def _reward_metrics(table: np.ndarray, usable: np.ndarray) -> dict[str, float]:
-    spread = table.std(axis=1)
+def _reward_metrics(scored: Scored) -> dict[str, float]:
+    """Numbers of a batch; groups without an answer are counted, not averaged."""
+    counts = {
+        "failed_groups": float(scored.failed.mean()),
+        "dropped_groups": float(1 - scored.usable.mean()),
+    }
+    if scored.failed.all():
+        return {"reward": float("nan"), **counts}
+    table = scored.table[~scored.failed]
+    each = {f"reward_{name}": mean for name, mean in scored.means.items()}
     return {
         "reward": float(table.mean()),
         "reward_best": float(table.max(axis=1).mean()),
-        "flat_groups": float((spread < 1e-6).mean()),
-        "dropped_groups": float(1 - usable.mean()),
+        "flat_groups": float((table.std(axis=1) < 1e-6).mean()),
+        **(each if len(each) > 1 else {}),
+        **counts,
     }
 
 
-def _gallery(scored, table: np.ndarray, group: int) -> Gallery:
+def _gallery(scored: Scored, group: int) -> Gallery:
     """The first three groups, at most six of each."""
+    table, shown = scored.table, scored.samples
     rows = [b * group + g for b in range(min(3, len(table))) for g in range(min(group, 6))]
+    # No number stands under a picture that nobody scored.
+    told = [None if scored.failed[i // group] else float(table.flat[i]) for i in rows]
     captions = [
-        logs.caption(scored[i].request.prompt, scored[i].instruction, float(table.flat[i]))
-        for i in rows
+        logs.caption(shown[i].request.prompt, shown[i].instruction, reward)
+        for i, reward in zip(rows, told, strict=True)
     ]
-    return Gallery([scored[i].image for i in rows], captions)
+    return Gallery([shown[i].image for i in rows], captions)
 
 
 def _shape(setup: Setup) -> Shape:

@@ -19,6 +19,7 @@ from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.hf import assets
 from thinkgen_jax.optim import OptimConfig
 from thinkgen_jax.phases import RlPlan, Setup, SftPlan
+from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw
 from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.steps import state as learning
@@ -156,6 +157,8 @@ def plan(block: dict) -> SftPlan | RlPlan:
             values["loss"] = VaeLoss(**block["loss"])
         return SftPlan(**values)
     guidance = Guidance(**block["draw"]["guidance"])
+    servers = block.get("servers", {}).items()
+    values["servers"] = {name: Service(**_tuples(one)) for name, one in servers}
     values["draw"] = Draw(**{**block["draw"], "guidance": guidance})
     if "token" in values:
         values["token"] = MllmGrpoConfig(**block["token"])

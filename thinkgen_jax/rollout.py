@@ -12,6 +12,7 @@
 Source: paper 4 (SepGRPO); Flow-GRPO.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -49,11 +50,17 @@ class Draw:
       steps: denoising steps.
       guidance: scales; 1 draws without the negative branch.
       temperature: of sampled thoughts; 0 is greedy.
+      pieces: parts a batch's pictures are drawn (in phase B: decoded) in, whole groups one after
+        the other; rewards of the first are under way while the next are made.
     """
 
     steps: int = 20
     guidance: Guidance = flow.NO_GUIDANCE
     temperature: float = 1.0
+    pieces: int = 1
+
+
+Seen = Callable[[slice, np.ndarray, "Thinking | None"], None]
 
 
 class Thinking(NamedTuple):
@@ -228,8 +235,13 @@ def think_group(
     *,
     group: int,
     how: Draw,
+    seen: Seen | None = None,
 ) -> Drawn:
-    """Phase A: `group` thoughts per request, each drawn from its group's one initial noise."""
+    """Phase A: `group` thoughts per request, each drawn from its group's one initial noise.
+
+    Args:
+      seen: called with (rows, pictures, thinking) whenever a piece is finished.
+    """
     think_key, noise_key = jax.random.split(key)
     prompt = think_prompt(parts, requests, stream)
     thinking = think(
@@ -238,8 +250,26 @@ def think_group(
     references = reference_tokens(parts, params.vae, requests, stream)
     references = _repeat(references, group)
     noise = jnp.repeat(initial_noise(parts, noise_key, len(requests)), group, axis=0)
-    images = draw(parts, params, thinking.condition, references, noise, how)
-    return Drawn(thinking, thinking.condition, references, images)
+    images = []
+    for rows in pieces(noise.shape[0], group, how.pieces):
+        condition, looked_at = jax.tree.map(lambda x: x[rows], (thinking.condition, references))  # noqa: B023
+        images.append(draw(parts, params, condition, looked_at, noise[rows], how))
+        if seen is not None:
+            seen(rows, images[-1], thinking)
+    return Drawn(thinking, thinking.condition, references, np.concatenate(images))
+
+
+def pieces(rows: int, group: int, count: int) -> list[slice]:
+    """Cuts rows into at most `count` equal parts of whole groups.
+
+    Raises:
+      ValueError: when the groups do not divide.
+    """
+    groups = rows // group
+    if count < 1 or groups % count:
+        raise ValueError(f"draw.pieces = {count} does not divide the {groups} groups of a batch")
+    step = rows // count
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def shared_condition(
@@ -317,29 +347,37 @@ def _repeat(tree: Tree, group: int) -> Tree:
 
 
 def samples(
-    parts: Parts, requests: list[Request], group: int, images: np.ndarray, thinking: Thinking | None
+    parts: Parts,
+    requests: list[Request],
+    group: int,
+    rows: slice,
+    images: np.ndarray,
+    thinking: Thinking | None,
 ) -> list[Sample]:
-    """What the rewards see: row b · group + g is request b's g-th.
+    """What the rewards see of some rows: row b · group + g is request b's g-th.
 
     Args:
+      rows: which ones; `images` holds as many.
       thinking: thoughts of all rows, or one of each of the last requests, shared by its group;
         requests without one speak for themselves.
     """
-    rows = [r for r in requests for _ in range(group)]
-    words, valid = [r.prompt for r in rows], np.ones(len(rows), bool)
+    asked = [r for r in requests for _ in range(group)]
+    words, valid = [r.prompt for r in asked], np.ones(len(asked), bool)
     if thinking is not None:
         ids, segments = np.asarray(thinking.decoded.ids), np.asarray(thinking.decoded.segments)
         texts = [
             parts.text.split(row[mask > 0].tolist())[1]
             for row, mask in zip(ids, segments, strict=True)
         ]
-        each = 1 if len(texts) == len(rows) else group
-        first = len(rows) - each * len(texts)
+        each = 1 if len(texts) == len(asked) else group
+        first = len(asked) - each * len(texts)
         words[first:] = [text for text in texts for _ in range(each)]
         valid[first:] = np.repeat(np.asarray(thinking.valid), each)
     return [
         Sample(request, instruction, image, bool(ok))
-        for request, instruction, image, ok in zip(rows, words, images, valid, strict=True)
+        for request, instruction, image, ok in zip(
+            asked[rows], words[rows], images, valid[rows], strict=True
+        )
     ]
 
 
