@@ -133,7 +133,7 @@ class Outcome:
     def summary(self) -> list[dict]:
         """One JSON-able row a mode."""
         return [
-            {"mode": mode, **({"score": None} if score is None else score._asdict())}
+            {"mode": mode, "scored": score is not None, **(score._asdict() if score else {})}
             for mode, score in self.scores.items()
         ]
 
