@@ -4,11 +4,14 @@
 import numpy as np
 import pytest
 
+from tests.rewards.peers import peer
 from tests.toy import toy_text
 from thinkgen_jax import parts, phases, rollout
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.models import presets
 from thinkgen_jax.phases import RlPlan, SftPlan
+from thinkgen_jax.rewards import Scorer
+from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw, Thinking
 from thinkgen_jax.structs import Decoded, Request
 from thinkgen_jax.world import tasks
@@ -113,3 +116,77 @@ def test_invalid_responses_get_the_floor_and_hopeless_groups_are_dropped():
     )
     assert usable.all()
     np.testing.assert_allclose(table, [[0.4, 0.1, 0.6]], rtol=1e-6)
+
+
+def brightness(samples):
+    """A reward of this file: mean of the picture, 0 to 1."""
+    return [float(s.image.mean()) / 255 for s in samples]
+
+
+def sent(answer, **changes):
+    """Four pictures of two groups, sent in two pieces to a reward here and one at a server."""
+    system = presets.get("nano")
+    built = parts.build(system, toy_text(system))
+    with peer(answer) as there:
+        far = Service((there.url,), tries=1, ceiling=10.0)
+        weights = {f"{__name__}:brightness": 1.0, "far": 0.1}
+        made = plan(group=2, rewards=weights, servers={"far": far}, drop_limit=1.0, **changes)
+        setup = phases.Setup(built, {}, {}, {}, 0)
+        with Scorer(made.rewards, made.servers, drop_limit=1.0) as scorer:
+            out = phases._Sent(made, setup, scorer, [Request("a"), Request("b")])
+            images = np.array([0, 51, 102, 255], np.uint8)[:, None, None, None] * np.ones(
+                (1, 2, 2, 3), np.uint8
+            )
+            for rows in rollout.pieces(4, 2, 2):
+                out.see(rows, images[rows], None)
+            return out.settle()
+
+
+def test_rewards_here_and_at_a_server_add_up():
+    def answer(path, body, n):
+        return 200, {"scores": [10.0 if s["prompt"] == "a" else 0.0 for s in body["samples"]]}
+
+    got = sent(answer)
+    np.testing.assert_allclose(got.table, [[1.0, 1.2], [0.4, 1.0]], rtol=1e-5)
+    assert got.usable.all() and not got.failed.any()
+    metrics = phases._reward_metrics(got)
+    assert metrics["reward"] == pytest.approx(0.9) and metrics["reward_far"] == 5.0
+    assert (metrics["failed_groups"], metrics["dropped_groups"]) == (0.0, 0.0)
+    np.testing.assert_array_equal(got.learnt, got.table)
+    # The server says the same all over a group: only brightness tells, and by its spread alone.
+    by_each = sent(answer, combine="gdpo").learnt
+    np.testing.assert_allclose(by_each, np.array([[-1, 1], [-1, 1]]) / 2**0.5, rtol=1e-4)
+
+
+def test_a_group_without_an_answer_is_no_number():
+    def answer(path, body, n):
+        prompt = body["samples"][0]["prompt"]
+        return (500, {}) if prompt == "a" else (200, {"scores": [0.0, 0.0]})
+
+    got = sent(answer)
+    assert got.usable.tolist() == [False, True] and got.failed.tolist() == [True, False]
+    metrics = phases._reward_metrics(got)
+    assert metrics["reward"] == pytest.approx(0.7) and metrics["failed_groups"] == 0.5
+    captions = phases._gallery(got, 2).captions
+    assert "reward" not in captions[0] and "reward 0.40" in captions[2]
+    got = sent(lambda *_: (500, {}))
+    assert got.failed.all() and np.isnan(phases._reward_metrics(got)["reward"])
+
+
+def test_pieces_are_whole_groups():
+    assert rollout.pieces(8, 2, 2) == [slice(0, 4), slice(4, 8)]
+    with pytest.raises(ValueError, match="draw.pieces = 3 does not divide the 4 groups"):
+        rollout.pieces(8, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (dict(combine="max"), "combine = 'max' is not one of"),
+        (dict(drop_limit=1.5), "drop_limit = 1.5"),
+        (dict(rewards={"hpsv3": 1.0}), "'hpsv3' needs an address in servers"),
+    ],
+)
+def test_reinforcement_plans_out_of_range_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**bad)
