@@ -242,7 +242,7 @@ def drawn_logprobs(
     """
     keys = jax.random.split(jax.random.split(key)[1], len(levels))  # as `rollout.path_group` does
     zero, out = jnp.zeros(latents.shape[1:]), []
-    for n, level in enumerate(levels):
+    for n, level in enumerate(map(float, levels)):
         z = jax.random.normal(keys[n], zero.shape)
         _, std, _ = sde.KERNELS[kernel](zero, zero, grid[n], grid[n + 1], grid[1], level)
         out.append(sde.logprob(std * z, zero, std) if level else jnp.zeros(zero.shape[0]))
