@@ -120,7 +120,15 @@ def flow(batch: int, streams: dict[str, dict]) -> dict:
 def draw(steps: int, *, text: float = 1.0, image: float = 1.0, temperature: float = 1.0) -> dict:
     """How rollouts draw."""
     guidance = dict(text=text, image=image, start=0.0, end=1.0)
-    return dict(steps=steps, guidance=guidance, temperature=temperature)
+    return dict(steps=steps, guidance=guidance, temperature=temperature, pieces=1)
+
+
+def scoring(servers: dict[str, dict] | None = None, **weights: float) -> dict:
+    """Rewards by weight; `servers` has the fields of `remote.Service` of those scored elsewhere.
+
+    E.g. scoring({"hpsv3": dict(urls=("http://127.0.0.1:8100",))}, form=0.1, hpsv3=1.0).
+    """
+    return dict(rewards=weights, servers=servers or {}, combine="sum", drop_limit=0.5)
 
 
 def shrink(config: ConfigDict) -> ConfigDict:
