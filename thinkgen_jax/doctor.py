@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,17 +106,20 @@ def run() -> None:
 
 def known_set() -> list[tuple[bool, Sample]]:
     """Right and wrong pictures of the miniature world, with all that any reward reads."""
-    items = [tasks.item("text", n, "heldout", "text1") for n in range(2 * KNOWN)]
+    items = [tasks.item("text", n, "heldout", "text1") for n in range(KNOWN)]
+    words = {item.spec.signs[0][0] for item in items}
+    others = (tasks.item("text", n, "heldout", "text1") for n in count(KNOWN))
+    others = [next(o for o in others if o.spec.signs[0][0] not in words) for _ in items]
     out = []
-    for item, other in zip(items[:KNOWN], items[KNOWN:], strict=True):
+    for item, other in zip(items, others, strict=True):
         right, wrong = render.render(item.target), render.render(other.target)
-        words = " ".join(word for word, *_ in item.spec.signs)
+        said = item.spec.signs[0][0]
         meta = {
             **{"item": item, "target": right, "repairs": (item.instruction,)},
             **{"tag": "single_object", "include": [{"class": "stop sign", "count": 1}]},
         }
         request = replace(
-            sources.from_item(item, think=False), prompt=f"a sign '{words}', \"{words}\"", meta=meta
+            sources.from_item(item, think=False), prompt=f"a sign '{said}', \"{said}\"", meta=meta
         )
         out.append((True, Sample(request, item.instruction, right)))
         out.append((False, Sample(request, "<nothing", wrong)))

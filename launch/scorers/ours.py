@@ -13,7 +13,7 @@ def load(args):
     from thinkgen_jax import rewards
 
     reward = rewards.find(args[0], {})
-    ABOUT.update(reward=args[0], version=reward.version, sees=reward.sees)
+    ABOUT.update(reward=args[0], version=rewards.version_of(reward), sees=reward.sees)
     ABOUT.update(floor=reward.floor, ceiling=reward.ceiling)
     return reward
 

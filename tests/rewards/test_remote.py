@@ -3,7 +3,6 @@
 
 import base64
 import io
-import json
 import time
 
 import numpy as np
@@ -271,6 +270,14 @@ def test_geneval_judges_what_a_detector_saw():
     with peer(answer) as there:
         with rewards.Scorer({"geneval": 1.0}, {"geneval": service(there.url)}) as open_:
             assert open_.rate(samples(1, **meta), 1).parts["geneval"].tolist() == [1.0]
+    sixteen = [[0, 0, 9, 9, 0.9, ""]] * 20
+    answer = lambda *_: (200, {"scores": [0], "details": [{"dog": sixteen}]})  # noqa: E731
+    meta = {"tag": "single_object", "include": [{"class": "dog", "count": 1}]}
+    for name, want in {"score": 0.0, "strict": 0.0, "flow": -14.0}.items():
+        name = f"geneval_{name}"
+        with peer(answer) as there:
+            with rewards.Scorer({name: 1.0}, {name: service(there.url)}) as open_:
+                assert open_.rate(samples(1, **meta), 1).parts[name].tolist() == [want]
     for bad in ({"dog": [[0, 0]]}, [], {"dog": [[0, 0, 9, 9, 0.9, "teal"]]}):
         answer = lambda *_, bad=bad: (200, {"scores": [0], "details": [bad]})  # noqa: E731
         with peer(answer) as there:
@@ -278,4 +285,3 @@ def test_geneval_judges_what_a_detector_saw():
                 assert open_.rate(samples(1, **meta), 1).failed.all()
                 with pytest.raises(ValueError, match="geneval needs meta"):
                     open_.rate(samples(1), 1)
-    assert json.dumps(meta)

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,8 @@ class Reward:
     Attributes:
       function: samples to scores; None where only a server can tell.
       sees: which words of a sample it reads; "" for none.
-      version: changes when scores do.
+      version: changes when scores do; a function where it depends on what is installed, which
+        refuses what is not.
       asked: how a server is asked, (client, samples) -> scores; None sends samples and takes the
         server's numbers as they are.
     """
@@ -49,23 +51,33 @@ class Reward:
     floor: float = 0.0
     ceiling: float = 1.0
     sees: str = ""
-    version: str = "1"
+    version: str | Callable[[], str] = "1"
     asked: Callable[[Client, Sequence[Sample]], np.ndarray] | None = None
 
 
 QUOTED = "the prompt's words in '...'"
+ASKED = "meta['include'] and meta['tag']"
 DESCRIBED = "meta['description'], else the prompt"
 
 REWARDS = {
     "form": Reward(form.rate, sees="the instruction"),
     "miniature": Reward(miniature.rate, sees="meta['item'] and, in reflection, the instruction"),
     "miniature_robust": Reward(miniature.rate_robust, sees="as miniature"),
-    "word_accuracy": Reward(words.rate_accuracy, sees=QUOTED),
-    "word_f1": Reward(words.rate_f1, sees=QUOTED),
-    "word_ned": Reward(words.rate_ned, sees=QUOTED),
-    "ocr": Reward(words.rate_ocr, sees='the prompt\'s text in "..."'),
+    "word_accuracy": Reward(words.rate_accuracy, sees=QUOTED, version=words.reader),
+    "word_f1": Reward(words.rate_f1, sees=QUOTED, version=words.reader),
+    "word_ned": Reward(words.rate_ned, sees=QUOTED, version=words.reader),
+    "ocr": Reward(words.rate_ocr, sees='the prompt\'s text in "..."', version=words.reader),
     "reflection_ned": Reward(words.rate_reflection, sees="the instruction and meta['repairs']"),
-    "geneval": Reward(None, sees="meta['include'] and meta['tag']", asked=geneval.rate),
+    "geneval": Reward(None, sees=ASKED, asked=geneval.rate),  # half score, half strict
+    "geneval_score": Reward(None, sees=ASKED, asked=partial(geneval.rate, strict_weight=0.0)),
+    "geneval_strict": Reward(None, sees=ASKED, asked=partial(geneval.rate, strict_weight=1.0)),
+    # Flow-GRPO's own: not cut off at 0, so that every object too many costs.
+    "geneval_flow": Reward(
+        None,
+        floor=geneval.LEAST_SCORE,
+        sees=ASKED,
+        asked=partial(geneval.rate, strict_weight=0.0, is_clipped=False),
+    ),
     # (mu - 5) / 10, cut to [-1, 1]: the model's own scale has no bounds.
     "hpsv3": Reward(None, -1.0, 1.0, sees=DESCRIBED),
     # Gain over the picture that was to be edited; see launch/scorers/siglip2.py.
@@ -108,6 +120,15 @@ def find(name: str, servers: Mapping[str, Service] | None = None) -> Reward:
         raise ValueError(f"rewards: {name!r} is no function with floor < ceiling")
     words_ = {key: str(getattr(found, key)) for key in ("sees", "version") if hasattr(found, key)}
     return Reward(found, float(floor), float(ceiling), **words_)
+
+
+def version_of(reward: Reward) -> str:
+    """A reward's version.
+
+    Raises:
+      ValueError: where it needs what is not installed.
+    """
+    return reward.version() if callable(reward.version) else reward.version
 
 
 def check(weights: Mapping[str, float], servers: Mapping[str, Service] | None = None) -> None:
@@ -210,7 +231,7 @@ class Scorer:
         """
         lines = []
         for name, reward in self.rewards.items():
-            version, where = reward.version, "here"
+            version, where = version_of(reward), "here"
             if name in self._clients:
                 where, version = self._ask(name, reward)
             sees = reward.sees or "no words"
@@ -278,14 +299,15 @@ class Scorer:
         service = self.servers[name]
         where = f"at {', '.join(service.urls)}"
         if service.model:
-            return where, f"{reward.version}, judge {service.model}"
+            return where, f"{version_of(reward)}, judge {service.model}"
         about = self._clients[name].health()[0]
         stated = about.get("floor", reward.floor), about.get("ceiling", reward.ceiling)
         if reward.asked is None and stated != (reward.floor, reward.ceiling):
             raise Failed(
                 f"{name}: {where} states bounds {stated}, want {(reward.floor, reward.ceiling)}"
             )
-        return where, f"{reward.version}, server {about.get('reward')} {about.get('version')}"
+        version = "1" if callable(reward.version) else reward.version  # the reader is over there
+        return where, f"{version}, server {about.get('reward')} {about.get('version')}"
 
     def _count(self, failed: np.ndarray, causes: Sequence[str]) -> None:
         self._recent.append(float(failed.mean()) if failed.size else 0.0)

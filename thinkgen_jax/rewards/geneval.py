@@ -30,6 +30,7 @@ THRESHOLD = 0.3  # least confidence of a detection
 COUNTING_THRESHOLD = 0.9  # where the task is counting
 MOST = 16  # detections of a class
 MARGIN = 0.1  # of the objects' sizes that a relation has to clear
+LEAST_SCORE = 1.0 - (MOST - 1)  # of a picture with 16 objects where one is wanted
 STRICT_WEIGHT = 0.5  # of `strict` in `mixed`
 
 
@@ -216,8 +217,14 @@ def _position_terms(faults: Sequence[str], targets: Sequence[Detection]) -> list
 # --- what a detector's server says ---
 
 
-def rate(client: Client, samples: Sequence[Sample]) -> np.ndarray:
-    """The mixed reward of every picture from a detector's server, float32 [N] in [0, 1].
+def rate(
+    client: Client,
+    samples: Sequence[Sample],
+    *,
+    strict_weight: float = STRICT_WEIGHT,
+    is_clipped: bool = True,
+) -> np.ndarray:
+    """The mixed reward of every picture from a detector's server, float32 [N]; see `mixed`.
 
     Raises:
       Failed: when the server gives no usable answer.
@@ -227,7 +234,8 @@ def rate(client: Client, samples: Sequence[Sample]) -> np.ndarray:
         judge(sample.request.meta, found)
         for sample, found in zip(samples, detect(client, samples), strict=True)
     ]
-    return np.asarray([mixed(verdict) for verdict in verdicts], np.float32)
+    how = dict(strict_weight=strict_weight, is_clipped=is_clipped)
+    return np.asarray([mixed(verdict, **how) for verdict in verdicts], np.float32)
 
 
 def detect(client: Client, samples: Sequence[Sample]) -> list[dict[str, list[Detection]]]:
