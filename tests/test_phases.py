@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schedule, noise windows, streams, and how invalid responses are settled."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from thinkgen_jax.phases import RlPlan, SftPlan
 from thinkgen_jax.rewards import Scorer
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw, Thinking
-from thinkgen_jax.structs import Decoded, Request
+from thinkgen_jax.structs import Condition, Decoded, Params, Request
 from thinkgen_jax.world import tasks
 
 STREAMS = (
@@ -171,6 +173,42 @@ def test_a_group_without_an_answer_is_no_number():
     assert "reward" not in captions[0] and "reward 0.40" in captions[2]
     got = sent(lambda *_: (500, {}))
     assert got.failed.all() and np.isnan(phases._reward_metrics(got)["reward"])
+
+
+def test_pictures_are_seen_while_others_are_drawn(monkeypatch):
+    """Two groups of two in two pieces; a group starts from one noise, another from another."""
+    system = presets.get("nano")
+    built = parts.build(system, toy_text(system))
+    condition = Condition(jnp.arange(4.0)[:, None, None], jnp.ones((4, 1), jnp.int32))
+    thinking = Thinking(None, None, np.ones(4, bool), condition, None)
+    order = []
+
+    def draw(parts, params, condition, references, noise, how):
+        order.append(("drawn", condition.states.ravel().tolist(), noise.ravel().tolist()))
+        return np.full((len(noise), 1, 1, 3), len(order), np.uint8)
+
+    monkeypatch.setattr(rollout, "think_prompt", lambda *_: None)
+    monkeypatch.setattr(rollout, "think", lambda *_, **__: thinking)
+    monkeypatch.setattr(rollout, "reference_tokens", lambda *_: None)
+    monkeypatch.setattr(rollout, "initial_noise", lambda *_: jnp.array([7.0, 9.0])[:, None])
+    monkeypatch.setattr(rollout, "draw", draw)
+    drawn = rollout.think_group(
+        built,
+        Params({}, {}, {}),
+        [Request("a"), Request("b")],
+        STREAMS[0],
+        jax.random.key(0),
+        group=2,
+        how=Draw(pieces=2),
+        seen=lambda rows, images, thinking: order.append(("seen", rows, images.max())),
+    )
+    assert order == [
+        ("drawn", [0, 1], [7, 7]),
+        ("seen", slice(0, 2), 1),
+        ("drawn", [2, 3], [9, 9]),
+        ("seen", slice(2, 4), 3),
+    ]
+    assert drawn.images.ravel().tolist() == [1] * 6 + [3] * 6
 
 
 def test_pieces_are_whole_groups():

@@ -104,6 +104,14 @@ def test_a_busy_peer_is_asked_again_and_a_refusal_is_not():
     assert len(asked) == 1
 
 
+def test_nobody_waits_for_a_client_that_was_closed():
+    with Client("r", service("http://127.0.0.1:1", backoff=60.0)) as client:
+        future = client.submit(lambda: client.score(samples(), **BOUNDS))
+        time.sleep(0.1)
+    with pytest.raises(Failed, match="http://127.0.0.1:1"):
+        future.result(timeout=5)
+
+
 def test_replicas_take_turns_and_stand_in_for_each_other():
     good = lambda *_: (200, {"scores": [0.5, 0.5]})  # noqa: E731
     slow = dict(backoff=60.0)  # another replica is asked without a pause
@@ -259,6 +267,8 @@ def test_every_reward_states_itself():
 def test_what_needs_a_server_is_refused_without_one():
     with pytest.raises(ValueError, match="'hpsv3' needs an address in servers"):
         rewards.check({"hpsv3": 1.0})
+    with pytest.raises(ValueError, match="'judge' needs the judge's model"):
+        rewards.check({"judge": 1.0}, {"judge": service("http://x/v1")})
     with pytest.raises(ValueError, match=r"servers \['x'\] have no weight"):
         rewards.check({"form": 1.0}, {"x": service("http://x")})
 

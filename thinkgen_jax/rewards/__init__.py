@@ -105,6 +105,8 @@ def find(name: str, servers: Mapping[str, Service] | None = None) -> Reward:
     if name in REWARDS:
         if REWARDS[name].function is None and not served and servers is not None:
             raise ValueError(f"rewards: {name!r} needs an address in servers")
+        if served and REWARDS[name].asked is judge.rate and not servers[name].model:
+            raise ValueError(f"servers: {name!r} needs the judge's model")
         return REWARDS[name]
     if served:
         return Reward(None, servers[name].floor, servers[name].ceiling, sees="what its server says")

@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -87,7 +88,7 @@ class Client:
     def __init__(self, name: str, service: Service):
         self.name = name
         self.service = service
-        self._turn = itertools.count()
+        self._turn, self._closed = itertools.count(), threading.Event()
         key = os.environ.get(service.key) if service.model else None
         headers = {"accept-encoding": "identity"}  # nothing that unpacks to gigabytes
         headers |= {"authorization": f"Bearer {key}"} if key else {}
@@ -102,6 +103,7 @@ class Client:
 
     def close(self) -> None:
         """Drops what is waiting and closes the connections."""
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._http.close()
 
@@ -125,7 +127,8 @@ class Client:
         for n in range(service.tries):
             if n >= len(service.urls):
                 pause = service.backoff * 2 ** (n - len(service.urls))
-                time.sleep(min(pause, LONGEST_PAUSE))
+                if self._closed.wait(min(pause, LONGEST_PAUSE)):
+                    break  # nobody waits for the answer any more
             url = service.urls[(first + n) % len(service.urls)].rstrip("/") + path
             try:
                 return read(_parse(self._exchange(url, payload)))
