@@ -117,10 +117,17 @@ def flow(batch: int, streams: dict[str, dict]) -> dict:
     return dict(flow_sft=dict(batch=batch, streams=streams, drop=0.1, plain=False, workers=0))
 
 
-def draw(steps: int, *, text: float = 1.0, image: float = 1.0, temperature: float = 1.0) -> dict:
-    """How rollouts draw."""
+def draw(
+    steps: int,
+    *,
+    text: float = 1.0,
+    image: float = 1.0,
+    temperature: float = 1.0,
+    halvings: int = 0,
+) -> dict:
+    """How rollouts draw; `halvings`: how often finished thoughts leave the batch."""
     guidance = dict(text=text, image=image, start=0.0, end=1.0)
-    return dict(steps=steps, guidance=guidance, temperature=temperature, pieces=1)
+    return dict(steps=steps, guidance=guidance, temperature=temperature, halvings=halvings)
 
 
 def scoring(servers: dict[str, dict] | None = None, **weights: float) -> dict:

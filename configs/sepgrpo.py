@@ -23,8 +23,9 @@ def token_plan(nano: bool) -> dict:
         prompts=8 if nano else 128,
         group=8,
         inner=1,
+        chunks=1,
         streams=streams,
-        draw=common.draw(6 if nano else 20, text=2.0 if nano else 4.0),
+        draw=common.draw(6 if nano else 20, text=2.0 if nano else 4.0, halvings=2 if nano else 0),
         **common.scoring(miniature_robust=1.0),
         token=dict(clip_low=0.2, clip_high=0.3, kl=1e-2, per_sequence=False, temperature=1.0),
     )
@@ -38,12 +39,16 @@ def path_plan(nano: bool) -> dict:
         prompts=6 if nano else 48,
         group=8 if nano else 24,
         inner=1,
+        chunks=1,
         streams=dict(a_drawn=common.stream(1.0, drawn, length=112)),
         draw=common.draw(8 if nano else 20, text=2.0 if nano else 4.0),
         **common.scoring(miniature_robust=1.0),
         path=dict(clip=1e-4, kl=0.04, advantage_limit=5.0, kernel="flow_sde"),
         noise=0.7,
         window=(0, 4) if nano else (0, 0),
+        width=0,
+        shared=False,
+        keep_old=False,
         silent=0.5,
     )
 

@@ -46,3 +46,14 @@ def test_an_unwritable_place_only_costs_time(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cache.enable() is None
+
+
+def test_programs_are_counted_once_a_shape():
+    f = jax.jit(lambda x: 5 * x + 7)
+    short, long = jnp.ones(3), jnp.ones(4)
+    with cache.Programs() as programs:
+        for x in (short, short, long, short):
+            f(x)
+        assert programs.count == 2
+    f(jnp.ones(5))
+    assert programs.count == 2

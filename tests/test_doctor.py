@@ -4,8 +4,6 @@
 import json
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -16,7 +14,6 @@ from thinkgen_jax import cli, doctor, phases
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.doctor import Level
 from thinkgen_jax.rewards.remote import Service
-from thinkgen_jax.sampling import sde
 
 NOTHING = np.zeros((1, 1, 1, 3), np.uint8)
 
@@ -42,21 +39,6 @@ def test_statistics_by_hand():
     specks, saturated, spread = doctor.statistics(np.stack([flat, dot]))
     assert specks == pytest.approx(127 / 50) and saturated == 1 / 50
     assert spread == pytest.approx(127 / 25)
-
-
-@pytest.mark.parametrize("kernel", sorted(sde.KERNELS))
-def test_drawn_logprobs_are_those_of_the_steps_that_were_made(kernel):
-    """A path made by hand with the sampler's own random numbers, read as training reads it."""
-    levels, grid = np.array([0.5, 0.0, 0.7], np.float32), jnp.array([0.0, 0.3, 0.6, 0.9])
-    key, states = jax.random.key(5), [jax.random.normal(jax.random.key(1), (2, 6, 4))]
-    keys, wanted = jax.random.split(jax.random.split(key)[1], 3), []
-    for n, noise in enumerate(map(float, levels)):
-        x, u = states[-1], -states[-1]
-        mean, std, _ = sde.KERNELS[kernel](x, u, grid[n], grid[n + 1], grid[1], noise)
-        states.append(mean + std * jax.random.normal(keys[n], x.shape))
-        wanted.append(sde.logprob(states[-1], mean, std) if noise else np.zeros(2))
-    got = doctor.drawn_logprobs(jnp.stack(states), grid, levels, key, kernel)
-    np.testing.assert_allclose(got, np.stack(wanted), atol=1e-5)
 
 
 def seen(samples):

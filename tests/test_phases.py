@@ -13,9 +13,11 @@ from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.models import presets
 from thinkgen_jax.phases import RlPlan, SftPlan
 from thinkgen_jax.rewards import Scorer
+from thinkgen_jax.rewards.pool import Pool
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw, Thinking
-from thinkgen_jax.structs import Condition, Decoded, Params, Request
+from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
+from thinkgen_jax.structs import Decoded, Request, Sample
 from thinkgen_jax.world import tasks
 
 STREAMS = (
@@ -35,17 +37,46 @@ def test_schedule_walks_round():
     assert [phases.at(i, schedule) for i in range(7)] == list("aabaaba")
 
 
-def test_noise_without_a_window_leaves_the_last_step_out():
-    noise, steps = phases.noise_levels(plan())
-    assert noise.tolist() == [np.float32(0.7)] * 10
-    assert steps.tolist() == list(range(9))
+def test_without_a_window_the_last_step_is_not_trained():
+    span, trained = phases.span_of(plan(), jax.random.key(0))
+    assert (span.begin, span.width, trained) == (0, 10, 9)
 
 
-def test_noise_window():
-    noise, steps = phases.noise_levels(plan(window=(2, 5)))
-    assert np.flatnonzero(noise).tolist() == [2, 3, 4] == steps.tolist()
-    with pytest.raises(ValueError, match=r"window \(5, 12\)"):
-        phases.noise_levels(plan(window=(5, 12)))
+def test_window_is_stochastic_and_trained():
+    span, trained = phases.span_of(plan(window=(2, 5), shared=True), jax.random.key(0))
+    assert (span.begin, span.width, trained, span.shared) == (2, 3, 3, True)
+
+
+def test_narrow_windows_lie_anywhere_inside():
+    """Two of the steps 1, 2, 3, 4: the first one is 1, 2 or 3, each as often."""
+    many = [phases.span_of(plan(window=(1, 5), width=2), jax.random.key(i)) for i in range(60)]
+    assert {(span.width, trained) for span, trained in many} == {(2, 2)}
+    found = np.bincount([int(span.begin) for span, _ in many], minlength=5)
+    assert found[[0, 4]].sum() == 0 and found[1:4].min() > 8
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (dict(window=(5, 12)), r"window \(5, 12\) does not lie inside 10 steps"),
+        (dict(window=(2, 5), width=4), r"width = 4 does not fit the window \(2, 5\)"),
+        (dict(width=11), "width = 11 does not fit"),
+        (dict(chunks=3), "chunks = 3 does not divide prompts = 2"),
+    ],
+)
+def test_plans_out_of_range_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**bad)
+
+
+def test_kept_log_probabilities_are_watched():
+    kept = phases.KeptOld(plan(keep_old=True, path=DitGrpoConfig(clip=1e-4)))
+    kept.see(jnp.float32(9e-6))
+    kept.see(jnp.float32(2e-5))  # read one step late
+    with pytest.raises(
+        ValueError, match=r"differ by 2e-05, a tenth of the clip is 1e-05.*keep_old"
+    ):
+        kept.see(jnp.float32(0))
 
 
 def test_group_of_one_is_refused():
@@ -88,10 +119,10 @@ def test_one_thought_of_each_of_the_last_requests_is_shared():
     for row, tokens in enumerate(written):
         ids[row, : len(tokens)], segments[row, : len(tokens)] = tokens, 1
     decoded = Decoded(ids, segments, np.ones(2, bool))
-    thinking = Thinking(None, None, np.array([True, False]), None, decoded)
+    thinking = Thinking(None, decoded, np.array([True, False]), None)
     requests = [Request(name) for name in ("a cross", "x", "y")]
-    images = np.zeros((6, 1, 1, 3), np.uint8)
-    out = rollout.samples(built, requests, 2, slice(0, 6), images, thinking)
+    images = jnp.zeros((6, 1, 1, 3), jnp.uint8)
+    out = rollout.samples(built, requests, 2, images, thinking)
     assert [s.request.prompt for s in out] == ["a cross", "a cross", "x", "x", "y", "y"]
     assert [s.instruction for s in out] == ["a cross"] * 2 + ["a red ring"] * 2 + [""] * 2
     assert [s.valid for s in out] == [True] * 4 + [False] * 2
@@ -126,37 +157,35 @@ def brightness(samples):
 
 
 def sent(answer, **changes):
-    """Four pictures of two groups, sent in two pieces to a reward here and one at a server."""
-    system = presets.get("nano")
-    built = parts.build(system, toy_text(system))
+    """Four pictures of two groups, handed over in two parts: one reward here, one at a server."""
+    values = np.array([0, 51, 102, 255], np.uint8)[:, None, None, None]
+    images = values * np.ones((1, 2, 2, 3), np.uint8)
+    rows = [Sample(Request(p), "", x) for p, x in zip("aabb", images, strict=True)]
     with peer(answer) as there:
         far = Service((there.url,), tries=1, ceiling=10.0)
         weights = {f"{__name__}:brightness": 1.0, "far": 0.1}
         made = plan(group=2, rewards=weights, servers={"far": far}, drop_limit=1.0, **changes)
-        setup = phases.Setup(built, {}, {}, {}, 0)
         with Scorer(made.rewards, made.servers, drop_limit=1.0) as scorer:
-            out = phases._Sent(made, setup, scorer, [Request("a"), Request("b")])
-            images = np.array([0, 51, 102, 255], np.uint8)[:, None, None, None] * np.ones(
-                (1, 2, 2, 3), np.uint8
-            )
-            for rows in rollout.pieces(4, 2, 2):
-                out.see(rows, images[rows], None)
-            return out.settle()
+            threads = Pool(scorer, 2)
+            for part in (rows[:2], rows[2:]):
+                threads.submit(lambda part=part: part)
+            scored = threads.collect()
+    return scored, phases._settle(made, scored)
 
 
 def test_rewards_here_and_at_a_server_add_up():
     def answer(path, body, n):
         return 200, {"scores": [10.0 if s["prompt"] == "a" else 0.0 for s in body["samples"]]}
 
-    got = sent(answer)
+    scored, got = sent(answer)
     np.testing.assert_allclose(got.table, [[1.0, 1.2], [0.4, 1.0]], rtol=1e-5)
     assert got.usable.all() and not got.failed.any()
-    metrics = phases._reward_metrics(got)
+    metrics = phases._reward_metrics(got, scored)
     assert metrics["reward"] == pytest.approx(0.9) and metrics["reward_far"] == 5.0
     assert (metrics["failed_groups"], metrics["dropped_groups"]) == (0.0, 0.0)
     np.testing.assert_array_equal(got.learnt, got.table)
     # The server says the same all over a group: only brightness tells, and by its spread alone.
-    by_each = sent(answer, combine="gdpo").learnt
+    by_each = sent(answer, combine="gdpo")[1].learnt
     np.testing.assert_allclose(by_each, np.array([[-1, 1], [-1, 1]]) / 2**0.5, rtol=1e-4)
 
 
@@ -165,56 +194,14 @@ def test_a_group_without_an_answer_is_no_number():
         prompt = body["samples"][0]["prompt"]
         return (500, {}) if prompt == "a" else (200, {"scores": [0.0, 0.0]})
 
-    got = sent(answer)
+    scored, got = sent(answer)
     assert got.usable.tolist() == [False, True] and got.failed.tolist() == [True, False]
-    metrics = phases._reward_metrics(got)
+    metrics = phases._reward_metrics(got, scored)
     assert metrics["reward"] == pytest.approx(0.7) and metrics["failed_groups"] == 0.5
-    captions = phases._gallery(got, 2).captions
+    captions = phases._gallery(scored.samples, got, 2).captions
     assert "reward" not in captions[0] and "reward 0.40" in captions[2]
-    got = sent(lambda *_: (500, {}))
-    assert got.failed.all() and np.isnan(phases._reward_metrics(got)["reward"])
-
-
-def test_pictures_are_seen_while_others_are_drawn(monkeypatch):
-    """Two groups of two in two pieces; a group starts from one noise, another from another."""
-    system = presets.get("nano")
-    built = parts.build(system, toy_text(system))
-    condition = Condition(jnp.arange(4.0)[:, None, None], jnp.ones((4, 1), jnp.int32))
-    thinking = Thinking(None, None, np.ones(4, bool), condition, None)
-    order = []
-
-    def draw(parts, params, condition, references, noise, how):
-        order.append(("drawn", condition.states.ravel().tolist(), noise.ravel().tolist()))
-        return np.full((len(noise), 1, 1, 3), len(order), np.uint8)
-
-    monkeypatch.setattr(rollout, "think_prompt", lambda *_: None)
-    monkeypatch.setattr(rollout, "think", lambda *_, **__: thinking)
-    monkeypatch.setattr(rollout, "reference_tokens", lambda *_: None)
-    monkeypatch.setattr(rollout, "initial_noise", lambda *_: jnp.array([7.0, 9.0])[:, None])
-    monkeypatch.setattr(rollout, "draw", draw)
-    drawn = rollout.think_group(
-        built,
-        Params({}, {}, {}),
-        [Request("a"), Request("b")],
-        STREAMS[0],
-        jax.random.key(0),
-        group=2,
-        how=Draw(pieces=2),
-        seen=lambda rows, images, thinking: order.append(("seen", rows, images.max())),
-    )
-    assert order == [
-        ("drawn", [0, 1], [7, 7]),
-        ("seen", slice(0, 2), 1),
-        ("drawn", [2, 3], [9, 9]),
-        ("seen", slice(2, 4), 3),
-    ]
-    assert drawn.images.ravel().tolist() == [1] * 6 + [3] * 6
-
-
-def test_pieces_are_whole_groups():
-    assert rollout.pieces(8, 2, 2) == [slice(0, 4), slice(4, 8)]
-    with pytest.raises(ValueError, match="draw.pieces = 3 does not divide the 4 groups"):
-        rollout.pieces(8, 2, 3)
+    scored, got = sent(lambda *_: (500, {}))
+    assert got.failed.all() and np.isnan(phases._reward_metrics(got, scored)["reward"])
 
 
 @pytest.mark.parametrize(

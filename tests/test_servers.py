@@ -92,6 +92,7 @@ def run(server, workdir, before, *, drop_limit, start=0):
         before.get(batch, lambda: None)()
         images = np.asarray(jax.random.randint(key, (4, 2, 2, 3), 0, 256), np.uint8)
         rated = scorer.rate([Sample(Request("p"), "", image) for image in images], GROUP)
+        scorer.count(rated)
         kept = float(rated.parts["far"][~rated.failed].sum())
         state = states["dit"]
         new = {"w": state.params["w"] + batch * kept}

@@ -2,7 +2,8 @@
 """Compiled programs kept between processes, so that only the first one on a machine compiles.
 
 They lie in the user's cache folder, apart by version of jax and by the processor's features: a
-program compiled for another processor is never run.
+program compiled for another processor is never run. `Programs` counts what was built, so that a
+run shows that its steps meet no new shapes.
 """
 
 import hashlib
@@ -32,6 +33,25 @@ def enable() -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return path
+
+
+class Programs:
+    """Counts the programs that this process has built since, compiled or read from the cache."""
+
+    EVENT = "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._see)
+
+    def __enter__(self) -> "Programs":
+        return self
+
+    def __exit__(self, *_) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._see)
+
+    def _see(self, event: str, *_, **__) -> None:
+        self.count += event == self.EVENT
 
 
 def _features() -> str:

@@ -7,9 +7,9 @@
                    to the pictures, how far log-probabilities are from the numbers that made them,
                    and which level to train with
 
-* The noise table's dlogp compares what the sampler drew with what training reads of it. Training
-  recomputes both of its sides, so this is no error of the ratio; it is the rounding that a change
-  of the policy has to exceed, and a clip range below it clips rounding.
+* The noise table's dlogp is the distance of the rollout's log-probabilities from those that
+  training computes of the same steps: rounding, which a change of the policy has to exceed. A clip
+  range below it clips rounding.
 """
 
 import json
@@ -29,9 +29,8 @@ from ml_collections import config_flags
 from thinkgen_jax import cache, cli, logs, phases, recipe, report, rewards, rollout, sharding
 from thinkgen_jax.data import images, sources
 from thinkgen_jax.rewards.remote import Failed
-from thinkgen_jax.sampling import sde
 from thinkgen_jax.steps import dit_grpo
-from thinkgen_jax.structs import Params, Request, Sample, Trajectory
+from thinkgen_jax.structs import Params, Request, Sample
 from thinkgen_jax.world import render, tasks
 
 CHECKS = ("rewards", "noise")
@@ -184,7 +183,7 @@ def check_noise(plan: phases.RlPlan, levels: Sequence[float], group: int, out: P
     log = logs.setup()
     setup, states = recipe.load(CONFIG.value, log)
     local = {n: w for n, w in plan.rewards.items() if n not in plan.servers}
-    plan = replace(plan, group=group, rewards=local or {"form": 1.0}, servers={})
+    plan = replace(plan, group=group, chunks=1, rewards=local or {"form": 1.0}, servers={})
     phase = phases.build("dit_grpo", plan, setup)
     requests = list(next(phase.data))[:1]
     found = [draw_level(plan, setup, states, requests, x, bool(local)) for x in (0.0, *levels)]
@@ -205,52 +204,22 @@ def draw_level(plan, setup, states, requests, noise: float, is_scored: bool) -> 
     stream = phases.stream_of(requests, plan.streams)
     condition, thought = rollout.shared_condition(parts, params.mllm, requests, stream, silent=0)
     references = rollout.reference_tokens(parts, params.vae, requests, stream)
-    key = jax.random.key(CONFIG.value.seed)
-    levels, steps = phases.noise_levels(replace(plan, noise=noise))
-    latents, condition, references, negative, places, grid = rollout.path_group(
-        parts,
-        params,
-        condition,
-        references,
-        key,
-        group=plan.group,
-        how=plan.draw,
-        noise=levels,
-        kernel=plan.path.kernel,
-    )
-    pictures = rollout.decode_pixels(parts, params.vae, latents[-1])
+    first, second = jax.random.split(jax.random.key(CONFIG.value.seed))
+    span, trained = phases.span_of(replace(plan, noise=noise), first)
+    how = dict(group=plan.group, how=plan.draw, span=span, kernel=plan.path.kernel)
+    paths = rollout.path_group(parts, params, condition, references, second, **how)
+    pictures = np.asarray(rollout.decode_pixels(parts, params.vae, paths.end))
     drift = 0.0
     if noise:
-        old = jnp.zeros((len(steps), plan.group))
-        ones = jnp.ones(plan.group)
-        path = Trajectory(latents, grid, old, places, condition, references, ones, ones)
-        read = dit_grpo.make_logprobs(parts.dit, plan.path)
-        read = read(params.dit, path, negative, levels, steps)
-        drawn = drawn_logprobs(latents, grid, levels, key, plan.path.kernel)[steps]
-        drift = float(jnp.abs(read - drawn).max())
+        path, negative = rollout.learned([paths], trained)
+        read = dit_grpo.make_logprobs(parts.dit, plan.path)(params.dit, path, negative)
+        drift = float(jnp.abs(read - path.old).max())
     scores = np.full(plan.group, np.nan)
     if is_scored:
-        rows = slice(0, plan.group)
-        samples = rollout.samples(parts, requests, plan.group, rows, pictures, thought)
+        samples = rollout.samples(parts, requests, plan.group, pictures, thought)
         scores = rewards.score(samples, plan.rewards)
     told = float(np.mean(scores)), float(np.std(scores))
     return Level(noise, drift, *statistics(pictures), *told, pictures)
-
-
-def drawn_logprobs(
-    latents: jax.Array, grid: jax.Array, levels: np.ndarray, key: jax.Array, kernel: str
-) -> jax.Array:
-    """Log-probabilities [J, B] from the very random numbers the sampler added, at noisy steps.
-
-    With x = mean + std · z the density of x is a function of z and std alone.
-    """
-    keys = jax.random.split(jax.random.split(key)[1], len(levels))  # as `rollout.path_group` does
-    zero, out = jnp.zeros(latents.shape[1:]), []
-    for n, level in enumerate(map(float, levels)):
-        z = jax.random.normal(keys[n], zero.shape)
-        _, std, _ = sde.KERNELS[kernel](zero, zero, grid[n], grid[n + 1], grid[1], level)
-        out.append(sde.logprob(std * z, zero, std) if level else jnp.zeros(zero.shape[0]))
-    return jnp.stack(out)
 
 
 def statistics(pictures: np.ndarray) -> tuple[float, float, float]:

@@ -16,6 +16,7 @@ the parameters at the start of the run.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,13 +28,14 @@ from thinkgen_jax.data import batches
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.rewards import DROP_LIMIT, Scorer
+from thinkgen_jax.rewards.pool import Pool, Scored
 from thinkgen_jax.rewards.remote import Failed, Service
-from thinkgen_jax.rollout import Draw
-from thinkgen_jax.steps import dit_grpo, flow_sft, grpo, mllm_grpo, text_sft, vae_sft
+from thinkgen_jax.rollout import Draw, Paths, Span, Thinking
+from thinkgen_jax.steps import cost, dit_grpo, flow_sft, grpo, mllm_grpo, text_sft, vae_sft
 from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
 from thinkgen_jax.steps.mllm_grpo import MllmGrpoConfig
 from thinkgen_jax.steps.state import Learner
-from thinkgen_jax.structs import Key, Params, Request, Sample, States, Thoughts, Trajectory, Tree
+from thinkgen_jax.structs import Key, Params, Request, Sample, States, Thoughts, Tree
 
 COMBINE = ("sum", "gdpo")
 
@@ -104,8 +106,16 @@ class RlPlan:
         inside its group, so that none drowns the others by its scale.
       drop_limit: share of recent groups that may be dropped for want of a server's answer.
       token, path: constants of the two objectives.
+      chunks: parts of an iteration that are drawn one after the other, each scored while the next
+        is drawn.
       noise: noise level of stochastic steps (dit_grpo).
-      window: (first, last + 1) stochastic step; the others are deterministic (dit_grpo).
+      window: (first, last + 1) step that may be stochastic; (0, 0) is all (dit_grpo).
+      width: stochastic steps of an iteration, placed at random inside the window; 0 is the whole
+        window (dit_grpo).
+      shared: a group shares its first noise, and so the steps before the stochastic ones, which
+        are then taken once (dit_grpo).
+      keep_old: learn from the log-probabilities that the rollout computed; refused when they differ
+        from the training function's by more than a tenth of the clip (dit_grpo).
       silent: share of requests conditioned on the user's own words (dit_grpo).
     """
 
@@ -121,12 +131,23 @@ class RlPlan:
     token: MllmGrpoConfig = field(default_factory=MllmGrpoConfig)
     path: DitGrpoConfig = field(default_factory=DitGrpoConfig)
     noise: float = 0.7
+    chunks: int = 1
     window: tuple[int, int] = (0, 0)
+    width: int = 0
+    shared: bool = False
+    keep_old: bool = False
     silent: float = 0.5
 
     def __post_init__(self) -> None:
         if self.group < 2:
             raise ValueError(f"group = {self.group} has no advantage; it must be at least 2")
+        if self.chunks < 1 or self.prompts % self.chunks:
+            raise ValueError(f"chunks = {self.chunks} does not divide prompts = {self.prompts}")
+        begin, end = self.window
+        if self.window != (0, 0) and not 0 <= begin < end <= self.draw.steps:
+            raise ValueError(f"window {self.window} does not lie inside {self.draw.steps} steps")
+        if not 0 <= self.width <= ((end - begin) or self.draw.steps):
+            raise ValueError(f"width = {self.width} does not fit the window {self.window}")
         if not 0 <= self.silent <= 1:
             raise ValueError(f"silent = {self.silent}: must lie in [0, 1]")
         if self.combine not in COMBINE:
@@ -153,10 +174,9 @@ class Gallery(NamedTuple):
     captions: list[str]
 
 
-class Scored(NamedTuple):
-    """Rewards of a batch of groups."""
+class Settled(NamedTuple):
+    """Rewards of an iteration, invalid responses and failed servers settled."""
 
-    samples: list[Sample]
     table: np.ndarray  # [B, G], weighted sums
     usable: np.ndarray  # bool [B], groups that are learnt from
     failed: np.ndarray  # bool [B], groups that a server gave no usable answer for
@@ -262,26 +282,35 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
     logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token)
     grpo_step = mllm_grpo.make_step(parts.mllm, setup.learners["mllm"], plan.token)
     reference = setup.references.get("mllm")
-    scorer = _open("mllm_grpo", plan)
+    pool = Pool(_open("mllm_grpo", plan), plan.group)
 
-    def update(states: States, requests: Sequence[Request], key: Key):
-        requests = list(requests)
-        params = _params(setup, states)
+    def draw(params: Params, requests: list[Request], key: Key) -> Thinking:
+        """Draws part of an iteration and hands it over to the rewards."""
         stream = stream_of(requests, plan.streams)
-        sent = _Sent(plan, setup, scorer, requests)
         drawn = rollout.think_group(
-            parts, params, requests, stream, key, group=plan.group, how=plan.draw, seen=sent.see
+            parts, params, requests, stream, key, group=plan.group, how=plan.draw
         )
         thinking = drawn.thinking
-        scored = sent.settle()
-        if scored.failed.all():  # nothing to learn from, not even where the reference lies
-            return states, _reward_metrics(scored), None
+        pool.submit(partial(rollout.samples, parts, requests, plan.group, drawn.images, thinking))
+        return thinking
+
+    def update(states: States, requests: Sequence[Request], key: Key):
+        params = _params(setup, states)
+        thinking = rollout.together(
+            [draw(params, *part) for part in _chunks(requests, key, plan.chunks)]
+        )
+        prompt, mask = rollout.written(thinking)
+        old = logprobs(params.mllm, prompt, mask)
+        ref = logprobs(reference, prompt, mask) if plan.token.kl else None
+        jax.block_until_ready((old, ref))  # what is left to do needs the rewards
+        scored = pool.collect()
+        settled = _settle(plan, scored)
+        if settled.failed.all():  # nothing to learn from, not even where the reference lies
+            return states, _reward_metrics(settled, scored), None
         scope = "group" if plan.combine == "sum" else "batch"
-        advantage = _advantages(scored.learnt, scored.usable, scope=scope, ddof=1, eps=1e-6)
-        mask = thinking.mask & jnp.asarray(np.repeat(scored.usable, plan.group))[:, None]
-        old = logprobs(params.mllm, thinking.prompt, mask)
-        ref = logprobs(reference, thinking.prompt, mask) if plan.token.kl else None
-        thoughts = Thoughts(thinking.prompt, mask, old, ref, advantage)
+        advantage = _advantages(settled.learnt, settled.usable, scope=scope, ddof=1, eps=1e-6)
+        mask = mask & jnp.asarray(np.repeat(settled.usable, plan.group))[:, None]
+        thoughts = Thoughts(prompt, mask, old, ref, advantage)
         state = states["mllm"]
         for inner in range(plan.inner):
             state, metrics = grpo_step(state, thoughts)
@@ -291,12 +320,12 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         metrics = {
             **metrics,
             "ratio_first": first["ratio"],
-            **_reward_metrics(scored),
+            **_reward_metrics(settled, scored),
             "valid": float(np.mean(np.asarray(thinking.valid))),
             "tokens": float(written.mean()),
             "stopped": float(np.mean(np.asarray(thinking.decoded.stopped))),
         }
-        return {**states, "mllm": state}, metrics, _gallery(scored, plan.group)
+        return {**states, "mllm": state}, metrics, _gallery(scored.samples, settled, plan.group)
 
     return Phase("mllm", _requests(plan, setup), update)
 
@@ -306,78 +335,109 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
     logprobs = dit_grpo.make_logprobs(parts.dit, plan.path)
     grpo_step = dit_grpo.make_step(parts.dit, setup.learners["dit"], plan.path)
     reference = setup.references.get("dit") if plan.path.kl else None
-    noise, steps = noise_levels(plan)
-    scorer = _open("dit_grpo", plan)
+    pool, kept = Pool(_open("dit_grpo", plan), plan.group), KeptOld(plan)
 
-    def update(states: States, requests: Sequence[Request], key: Key):
-        requests = list(requests)
-        params = _params(setup, states)
+    def draw(params: Params, span: Span, requests: list[Request], key: Key) -> Paths:
+        """Draws part of an iteration and hands it over to the rewards."""
         stream = stream_of(requests, plan.streams)
-        silent = round(plan.silent * len(requests))
         condition, thought = rollout.shared_condition(
-            parts, params.mllm, requests, stream, silent=silent
+            parts, params.mllm, requests, stream, silent=round(plan.silent * len(requests))
         )
         references = rollout.reference_tokens(parts, params.vae, requests, stream)
-        latents, condition, references, negative, places, grid = rollout.path_group(
-            parts,
-            params,
-            condition,
-            references,
-            key,
-            group=plan.group,
-            how=plan.draw,
-            noise=noise,
-            kernel=plan.path.kernel,
+        how = dict(group=plan.group, how=plan.draw, span=span, kernel=plan.path.kernel)
+        paths = rollout.path_group(parts, params, condition, references, key, **how)
+        images = rollout.decode_pixels(parts, params.vae, paths.end)
+        pool.submit(partial(rollout.samples, parts, requests, plan.group, images, thought))
+        return paths
+
+    def update(states: States, requests: Sequence[Request], key: Key):
+        params = _params(setup, states)
+        key, span_key = jax.random.split(key)
+        span, trained = span_of(plan, span_key)
+        path, negative = rollout.learned(
+            [draw(params, span, *part) for part in _chunks(requests, key, plan.chunks)], trained
         )
-        sent = _Sent(plan, setup, scorer, requests)
-        for rows in rollout.pieces(latents.shape[1], plan.group, plan.draw.pieces):
-            images = rollout.decode_pixels(parts, params.vae, latents[-1, rows])
-            sent.see(rows, images, thought)
-        scored = sent.settle()
-        if scored.failed.all():
-            return states, _reward_metrics(scored), None
-        advantage = _advantages(scored.learnt, scored.usable, scope="batch", ddof=0, eps=1e-4)
-        path = Trajectory(
-            latents,
-            grid,
-            jnp.zeros((len(steps), latents.shape[1])),
-            places,
-            condition,
-            references,
-            advantage,
-            jnp.asarray(np.repeat(scored.usable, plan.group), jnp.float32),
+        if not plan.keep_old:
+            path = path._replace(old=logprobs(params.dit, path, negative))
+        jax.block_until_ready(path)  # what is left to do needs the rewards
+        scored = pool.collect()
+        settled = _settle(plan, scored)
+        if settled.failed.all():
+            return states, _reward_metrics(settled, scored), None
+        path = path._replace(
+            advantages=_advantages(settled.learnt, settled.usable, scope="batch", ddof=0, eps=1e-4),
+            weights=jnp.asarray(np.repeat(settled.usable, plan.group), jnp.float32),
         )
-        path = path._replace(old=logprobs(params.dit, path, negative, noise, steps))
         state = states["dit"]
         for inner in range(plan.inner):
-            state, metrics = grpo_step(state, reference, path, negative, noise, steps)
+            state, metrics = grpo_step(state, reference, path, negative)
             if inner == 0:
                 first = metrics
+        kept.see(first["drift"])
         metrics = {
             **metrics,
             "ratio_first": first["ratio"],
-            **_reward_metrics(scored),
+            "drift_first": first["drift"],
+            **_reward_metrics(settled, scored),
+            "forwards": forwards(plan, span, trained, path.references is not None),
         }
-        return {**states, "dit": state}, metrics, _gallery(scored, plan.group)
+        return {**states, "dit": state}, metrics, _gallery(scored.samples, settled, plan.group)
 
     return Phase("dit", _requests(plan, setup), update)
 
 
-def noise_levels(plan: RlPlan) -> tuple[np.ndarray, np.ndarray]:
-    """Noise level of every step, and the steps that are trained.
+class KeptOld:
+    """Watches, one step late, that log-probabilities kept from the rollout may be used."""
+
+    def __init__(self, plan: RlPlan):
+        self.limit = plan.path.clip / 10 if plan.keep_old else None
+        self.before = None
+
+    def see(self, drift: jax.Array) -> None:
+        """Takes the |log ratio| of a first update, which should be 0, and reads the one before.
+
+        Raises:
+          ValueError: when it was above a tenth of the clip.
+        """
+        if self.limit is None:
+            return
+        before, self.before = self.before, drift
+        if before is not None and float(before) > self.limit:
+            raise ValueError(
+                f"keep_old: log-probabilities of rollout and training differ by {float(before):.2g}"
+                f", a tenth of the clip is {self.limit:.2g}; set "
+                "config.plans.dit_grpo.keep_old = False"
+            )
+
+
+def span_of(plan: RlPlan, key: Key) -> tuple[Span, int]:
+    """The stochastic steps of an iteration, and how many of them are trained.
 
     Without a window every step is stochastic and the first 99 % of them are trained: the last one
     has almost no noise left.
     """
-    count = plan.draw.steps
-    if plan.window == (0, 0):
-        return np.full(count, plan.noise, np.float32), np.arange(max(1, int(0.99 * count)))
-    begin, end = plan.window
-    if not 0 <= begin < end <= count:
-        raise ValueError(f"window {plan.window} does not lie inside the {count} steps")
-    levels = np.zeros(count, np.float32)
-    levels[begin:end] = plan.noise
-    return levels, np.arange(begin, end)
+    steps = plan.draw.steps
+    begin, end = plan.window if plan.window != (0, 0) else (0, steps)
+    width = plan.width or end - begin
+    if end - begin > width:
+        begin = jax.random.randint(key, (), begin, end - width + 1)
+    trained = width if width < steps else max(1, int(0.99 * steps))
+    return Span(begin, width, plan.noise, plan.shared), trained
+
+
+def forwards(plan: RlPlan, span: Span, trained: int, references: bool) -> float | jax.Array:
+    """Forwards of the DiT per picture of an iteration, see `steps.cost`."""
+    return cost.path_forwards(
+        steps=plan.draw.steps,
+        begin=span.begin,
+        trained=trained,
+        group=plan.group,
+        shared=span.shared,
+        passes=plan.draw.guidance.passes(0, 1, references),
+        inner=plan.inner,
+        reference=bool(plan.path.kl),
+        recompute=not plan.keep_old,
+    )
 
 
 def stream_of(requests: Sequence[Request], streams: Sequence[Stream]) -> Stream:
@@ -391,6 +451,13 @@ def stream_of(requests: Sequence[Request], streams: Sequence[Stream]) -> Stream:
 
 def _params(setup: Setup, states: States) -> Params:
     return Params(*(params_of(setup, states, tree) for tree in Params._fields))
+
+
+def _chunks(requests: Sequence[Request], key: Key, count: int) -> list[tuple[list[Request], Key]]:
+    """An iteration in `count` parts, each with its key."""
+    size = len(requests) // count
+    parts = [list(requests[i * size : (i + 1) * size]) for i in range(count)]
+    return list(zip(parts, jax.random.split(key, count), strict=True))
 
 
 def _open(name: str, plan: RlPlan) -> Scorer:
@@ -409,45 +476,26 @@ def _open(name: str, plan: RlPlan) -> Scorer:
     return scorer
 
 
-class _Sent:
-    """Pictures of one batch on their way to the rewards: sent while others are drawn."""
+def _settle(plan: RlPlan, scored: Scored) -> Settled:
+    """Settles invalid responses and drops groups without an answer."""
+    rated, valid = scored.rated, np.asarray([s.valid for s in scored.samples])
+    for cause in rated.causes:
+        logs.tell(f"groups dropped: {cause}")
+    failed = rated.failed.reshape(-1, plan.group).any(axis=1)
+    total = rewards.total(scored.samples, rated.parts, plan.rewards, plan.servers)
 
-    def __init__(self, plan: RlPlan, setup: Setup, scorer: Scorer, requests: list[Request]):
-        self.plan, self.setup, self.scorer, self.requests = plan, setup, scorer, requests
-        self.samples: list[Sample] = []
-        self.pending: dict[str, list] = {name: [] for name in plan.servers}
+    def tables(values: np.ndarray, weights: Mapping[str, float]):
+        floor, _ = rewards.bounds(weights, plan.servers)
+        return rollout.settle(values, valid, group=plan.group, floor=floor)
 
-    def see(self, rows: slice, images: np.ndarray, thinking) -> None:
-        """Takes finished pictures of whole groups, in order."""
-        plan = self.plan
-        whole = rollout.samples(self.setup.parts, self.requests, plan.group, rows, images, thinking)
-        self.samples += whole
-        for name, futures in self.scorer.start(whole, plan.group).items():
-            self.pending[name] += futures
-
-    def settle(self) -> Scored:
-        """Waits for all rewards and settles invalid responses and groups that were dropped."""
-        plan, valid = self.plan, np.asarray([s.valid for s in self.samples])
-        rated = self.scorer.finish(self.samples, plan.group, self.pending)
-        for cause in rated.causes:
-            logs.tell(f"groups dropped: {cause}")
-        failed = rated.failed.reshape(-1, plan.group).any(axis=1)
-        total = rewards.total(self.samples, rated.parts, plan.rewards, plan.servers)
-        floor, _ = rewards.bounds(plan.rewards, plan.servers)
-        table, usable = rollout.settle(total, valid, group=plan.group, floor=floor)
-        usable = usable & ~failed
-        parts = {
-            name: rollout.settle(
-                part, valid, group=plan.group, floor=self.scorer.rewards[name].floor
-            )[0]
-            for name, part in rated.parts.items()
-        }
-        learnt = table
-        if plan.combine == "gdpo":
-            weights = np.asarray([plan.rewards[name] for name in parts])
-            learnt = grpo.combine(np.stack(list(parts.values())), weights)
-        means = {} if failed.all() else {n: float(p[~failed].mean()) for n, p in parts.items()}
-        return Scored(self.samples, table, usable, failed, learnt, means)
+    table, usable = tables(total, plan.rewards)
+    parts = {name: tables(part, {name: 1.0})[0] for name, part in rated.parts.items()}
+    learnt = table
+    if plan.combine == "gdpo":
+        weights = np.asarray([plan.rewards[name] for name in parts])
+        learnt = grpo.combine(np.stack(list(parts.values())), weights)
+    means = {} if failed.all() else {n: float(p[~failed].mean()) for n, p in parts.items()}
+    return Settled(table, usable & ~failed, failed, learnt, means)
 
 
 def _advantages(
@@ -460,16 +508,18 @@ def _advantages(
     return jnp.asarray(out.reshape(-1))
 
 
-def _reward_metrics(scored: Scored) -> dict[str, float]:
-    """Numbers of a batch; groups without an answer are counted, not averaged."""
+def _reward_metrics(settled: Settled, scored: Scored) -> dict[str, float]:
+    """Numbers of an iteration; groups without an answer are counted, not averaged."""
     counts = {
-        "failed_groups": float(scored.failed.mean()),
-        "dropped_groups": float(1 - scored.usable.mean()),
+        "failed_groups": float(settled.failed.mean()),
+        "dropped_groups": float(1 - settled.usable.mean()),
+        "reward_seconds": scored.seconds,
+        "reward_hidden": scored.hidden,
     }
-    if scored.failed.all():
+    if settled.failed.all():
         return {"reward": float("nan"), **counts}
-    table = scored.table[~scored.failed]
-    each = {f"reward_{name}": mean for name, mean in scored.means.items()}
+    table = settled.table[~settled.failed]
+    each = {f"reward_{name}": mean for name, mean in settled.means.items()}
     return {
         "reward": float(table.mean()),
         "reward_best": float(table.max(axis=1).mean()),
@@ -479,12 +529,12 @@ def _reward_metrics(scored: Scored) -> dict[str, float]:
     }
 
 
-def _gallery(scored: Scored, group: int) -> Gallery:
+def _gallery(shown: Sequence[Sample], settled: Settled, group: int) -> Gallery:
     """The first three groups, at most six of each."""
-    table, shown = scored.table, scored.samples
+    table = settled.table
     rows = [b * group + g for b in range(min(3, len(table))) for g in range(min(group, 6))]
     # No number stands under a picture that nobody scored.
-    told = [None if scored.failed[i // group] else float(table.flat[i]) for i in rows]
+    told = [None if settled.failed[i // group] else float(table.flat[i]) for i in rows]
     captions = [
         logs.caption(shown[i].request.prompt, shown[i].instruction, reward)
         for i, reward in zip(rows, told, strict=True)

@@ -12,7 +12,7 @@
 Source: paper 4 (SepGRPO); Flow-GRPO.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from thinkgen_jax.parts import Parts
 from thinkgen_jax.sampling import decode, flow, sde
 from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.steps.encode import blank, to_uint8
+from thinkgen_jax.steps.text_sft import rows_first, rows_last
 from thinkgen_jax.structs import (
     Condition,
     Decoded,
@@ -38,6 +39,7 @@ from thinkgen_jax.structs import (
     Prompt,
     Request,
     Sample,
+    Trajectory,
     Tree,
 )
 
@@ -50,27 +52,22 @@ class Draw:
       steps: denoising steps.
       guidance: scales; 1 draws without the negative branch.
       temperature: of sampled thoughts; 0 is greedy.
-      pieces: parts a batch's pictures are drawn (in phase B: decoded) in, whole groups one after
-        the other; rewards of the first are under way while the next are made.
+      halvings: of the batch while thoughts are written, see `decode.sample`.
     """
 
     steps: int = 20
     guidance: Guidance = flow.NO_GUIDANCE
     temperature: float = 1.0
-    pieces: int = 1
-
-
-Seen = Callable[[slice, np.ndarray, "Thinking | None"], None]
+    halvings: int = 0
 
 
 class Thinking(NamedTuple):
     """Sampled responses of a batch and what the DiT reads of them."""
 
-    prompt: Prompt  # prompt and response in one row
-    mask: jax.Array  # True at response tokens
+    asked: Prompt  # one row a request
+    decoded: Decoded  # one row a response
     valid: jax.Array  # bool [B]
     condition: Condition
-    decoded: Decoded
 
 
 class Drawn(NamedTuple):
@@ -79,7 +76,7 @@ class Drawn(NamedTuple):
     thinking: Thinking | None
     condition: Condition
     references: Packed | None
-    images: np.ndarray  # uint8 [B, height, width, 3]
+    images: jax.Array  # uint8 [B, height, width, 3]
 
 
 # --- words ---
@@ -109,12 +106,15 @@ def pseudo_prompt(parts: Parts, requests: list[Request], stream: Stream) -> Prom
     return prompts.assemble(rows, length=stream.length)
 
 
-def negative_condition(parts: Parts, params: Tree, rows: int) -> Condition:
-    """The negative prompt's condition, repeated; an empty one is the whole template."""
+def negative_condition(parts: Parts, params: Tree, guidance: Guidance) -> Condition | None:
+    """The negative prompt's condition, one row, where guidance needs it.
+
+    An empty negative prompt is the whole template, as in the release.
+    """
+    if guidance.text <= 1:
+        return None
     ids = parts.text.pseudo(parts.system.negative_prompt)
-    prompt = prompts.assemble([ids], length=len(ids))
-    one = _condition(parts.encoder, params, prompt)
-    return jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), one)
+    return _condition(parts.encoder, params, prompts.assemble([ids], length=len(ids)))
 
 
 @partial(jax.jit, static_argnames=("encoder", "drop_last"))
@@ -123,7 +123,14 @@ def _condition(encoder, params, prompt, drop_last=False):
 
 
 def think(
-    parts: Parts, params: Tree, prompt: Prompt, key: Key, *, group: int, temperature: float
+    parts: Parts,
+    params: Tree,
+    prompt: Prompt,
+    key: Key,
+    *,
+    group: int,
+    temperature: float,
+    halvings: int = 0,
 ) -> Thinking:
     """Writes `group` responses per prompt and reads their states in one teacher-forced pass."""
     decoded = decode.sample(
@@ -135,19 +142,44 @@ def think(
         stop_id=parts.text.stop_id,
         temperature=temperature,
         group=group,
+        halvings=halvings,
     )
-    return _read(parts.encoder, params, prompt, decoded)
+    length = decode.joined_length(prompt, decoded)
+    valid, condition = _read(parts.encoder, params, prompt, decoded, length)
+    return Thinking(prompt, decoded, valid, condition)
 
 
-@partial(jax.jit, static_argnames=("encoder",))
-def _read(encoder, params: Tree, prompt: Prompt, decoded: Decoded) -> Thinking:
-    whole = decode.join(prompt, decoded)
+@partial(jax.jit, static_argnames=("encoder", "length"))
+def _read(encoder, params: Tree, prompt: Prompt, decoded: Decoded, length: int):
+    whole = decode.join(prompt, decoded, length=length)
     valid = vgi.has_instruction(
         whole.ids, whole.segments, close_id=encoder.close_id, drop_last=True
     )
-    condition = encoder.condition(params, whole, drop_last=True)
-    mask = decode.response_mask(prompt, decoded)
-    return Thinking(whole, mask, valid, condition, decoded)
+    return valid, encoder.condition(params, whole, drop_last=True)
+
+
+def together(thoughts: Sequence[Thinking]) -> Thinking:
+    """Several batches of responses as one."""
+    if len(thoughts) == 1:
+        return thoughts[0]
+
+    def rows(*parts):
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+
+    asked = rows_last(rows(*(rows_first(t.asked) for t in thoughts)))
+    decoded, valid = (rows(*(getattr(t, name) for t in thoughts)) for name in ("decoded", "valid"))
+    return Thinking(asked, decoded, valid, rows(*(t.condition for t in thoughts)))
+
+
+def written(thinking: Thinking) -> tuple[Prompt, jax.Array]:
+    """Prompts with their responses behind them, and True at the response's tokens."""
+    asked, decoded = thinking.asked, thinking.decoded
+    length = decode.joined_length(asked, decoded)
+    prompt = decode.join(asked, decoded, length=length)
+    return prompt, _response_mask(asked, decoded, length=length)
+
+
+_response_mask = jax.jit(decode.response_mask, static_argnames="length")
 
 
 # --- pictures ---
@@ -160,9 +192,9 @@ def draw(
     references: Packed | None,
     noise: jax.Array,
     how: Draw,
-) -> np.ndarray:
-    """Draws one picture per condition row by the deterministic sampler; uint8 on the host."""
-    negative = _negative(parts, params, condition.states.shape[0], how.guidance)
+) -> jax.Array:
+    """Draws one picture per condition row by the deterministic sampler; uint8 [B, y, x, 3]."""
+    negative = negative_condition(parts, params.mllm, how.guidance)
     grid = flow.times(how.steps, latent_pixels=_area(parts), shift=parts.system.shift)
     tokens = flow.sample(
         parts.dit,
@@ -177,10 +209,10 @@ def draw(
     return decode_pixels(parts, params.vae, tokens)
 
 
-def decode_pixels(parts: Parts, vae: Tree, tokens: jax.Array) -> np.ndarray:
-    """Latent tokens to uint8 pictures on the host."""
+def decode_pixels(parts: Parts, vae: Tree, tokens: jax.Array) -> jax.Array:
+    """Latent tokens to uint8 pictures; they stay on the device until somebody looks."""
     h, w = parts.grid()
-    return np.asarray(_pixels(parts.encoder, vae, tokens, h, w))
+    return _pixels(parts.encoder, vae, tokens, h, w)
 
 
 @partial(jax.jit, static_argnames=("encoder", "h", "w"))
@@ -217,12 +249,6 @@ def _area(parts: Parts) -> int:
     return h * w
 
 
-def _negative(parts: Parts, params: Params, rows: int, guidance: Guidance) -> Condition | None:
-    if guidance.text <= 1:
-        return None
-    return negative_condition(parts, params.mllm, rows)
-
-
 # --- groups ---
 
 
@@ -235,41 +261,24 @@ def think_group(
     *,
     group: int,
     how: Draw,
-    seen: Seen | None = None,
 ) -> Drawn:
-    """Phase A: `group` thoughts per request, each drawn from its group's one initial noise.
-
-    Args:
-      seen: called with (rows, pictures, thinking) whenever a piece is finished.
-    """
+    """Phase A: `group` thoughts per request, each drawn from its group's one initial noise."""
     think_key, noise_key = jax.random.split(key)
     prompt = think_prompt(parts, requests, stream)
     thinking = think(
-        parts, params.mllm, prompt, think_key, group=group, temperature=how.temperature
+        parts,
+        params.mllm,
+        prompt,
+        think_key,
+        group=group,
+        temperature=how.temperature,
+        halvings=how.halvings,
     )
     references = reference_tokens(parts, params.vae, requests, stream)
-    references = _repeat(references, group)
+    references = flow.spread(references, group)
     noise = jnp.repeat(initial_noise(parts, noise_key, len(requests)), group, axis=0)
-    images = []
-    for rows in pieces(noise.shape[0], group, how.pieces):
-        condition, looked_at = jax.tree.map(lambda x: x[rows], (thinking.condition, references))  # noqa: B023
-        images.append(draw(parts, params, condition, looked_at, noise[rows], how))
-        if seen is not None:
-            seen(rows, images[-1], thinking)
-    return Drawn(thinking, thinking.condition, references, np.concatenate(images))
-
-
-def pieces(rows: int, group: int, count: int) -> list[slice]:
-    """Cuts rows into at most `count` equal parts of whole groups.
-
-    Raises:
-      ValueError: when the groups do not divide.
-    """
-    groups = rows // group
-    if count < 1 or groups % count:
-        raise ValueError(f"draw.pieces = {count} does not divide the {groups} groups of a batch")
-    step = rows // count
-    return [slice(start, start + step) for start in range(0, rows, step)]
+    images = draw(parts, params, thinking.condition, references, noise, how)
+    return Drawn(thinking, thinking.condition, references, images)
 
 
 def shared_condition(
@@ -296,6 +305,50 @@ def shared_condition(
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *found), thought
 
 
+class Span(NamedTuple):
+    """Which steps of a path are stochastic, and who shares the others.
+
+    Attributes:
+      begin: first stochastic step.
+      width: number of stochastic steps.
+      noise: their noise level.
+      shared: a group shares its first noise and the steps before `begin`, taken once.
+    """
+
+    begin: jax.Array | int
+    width: int
+    noise: float
+    shared: bool = False
+
+
+class Paths(NamedTuple):
+    """Stochastic paths of a batch; advantages are still 0."""
+
+    path: Trajectory  # `old` as the rollout computed it
+    negative: Condition | None  # one row
+    end: jax.Array  # latent tokens of the pictures
+
+
+def learned(drawn: Sequence[Paths], trained: int) -> tuple[Trajectory, Condition | None]:
+    """The first `trained` stochastic steps of all paths, and the negative condition."""
+    first = drawn[0].path
+
+    def rows(*parts, axis=0):
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis), *parts)
+
+    paths = [p.path for p in drawn]
+    path = rows(
+        *(p._replace(latents=None, old=None, times=None, second=None, noise=None) for p in paths)
+    )
+    return path._replace(
+        latents=rows(*(p.latents[: trained + 1] for p in paths), axis=1),
+        old=rows(*(p.old[:trained] for p in paths), axis=1),
+        times=first.times[: trained + 1],
+        second=first.second,
+        noise=first.noise,
+    ), drawn[0].negative
+
+
 def path_group(
     parts: Parts,
     params: Params,
@@ -305,79 +358,75 @@ def path_group(
     *,
     group: int,
     how: Draw,
-    noise: np.ndarray,
+    span: Span,
     kernel: str,
-):
-    """Phase B: `group` stochastic paths per condition.
-
-    Args:
-      noise: noise level of each step [J].
-
-    Returns:
-      (latents [J + 1, B · G, T, C], condition, references, negative, places, grid), repeated to
-      B · G rows where they belong to rows.
-    """
+) -> Paths:
+    """Phase B: `group` stochastic paths per condition; row b · group + g is condition b's g-th."""
     first_key, path_key = jax.random.split(key)
-    condition, references = _repeat(condition, group), _repeat(references, group)
-    rows = condition.states.shape[0]
-    negative = _negative(parts, params, rows, how.guidance)
-    grid = flow.times(how.steps, latent_pixels=_area(parts), shift=parts.system.shift)
-    places = _places(parts, rows)
-    latents = sde.rollout(
+    few = condition.states.shape[0]
+    many = few * group
+    places = _places(parts, many)
+    begun = initial_noise(parts, first_key, few if span.shared else many)
+    grid = jnp.asarray(flow.times(how.steps, latent_pixels=_area(parts), shift=parts.system.shift))
+    negative = negative_condition(parts, params.mllm, how.guidance)
+    rolled = sde.rollout(
         parts.dit,
         params.dit,
-        places._replace(tokens=initial_noise(parts, first_key, rows)),
+        _places(parts, begun.shape[0])._replace(tokens=begun),
         condition,
         negative,
         references,
-        jnp.asarray(grid),
-        jnp.asarray(noise, jnp.float32),
+        grid,
+        jnp.asarray(span.begin, jnp.int32),
+        jnp.float32(span.noise),
         path_key,
+        width=span.width,
+        group=group,
         guidance=how.guidance,
         kernel=kernel,
     )
-    return latents, condition, references, negative, places, jnp.asarray(grid)
-
-
-def _repeat(tree: Tree, group: int) -> Tree:
-    return jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), tree)
+    path = Trajectory(
+        latents=rolled.latents,
+        times=jax.lax.dynamic_slice_in_dim(grid, span.begin, span.width + 1),
+        second=grid[1],
+        noise=jnp.float32(span.noise),
+        old=rolled.logprobs,
+        target=places,
+        condition=flow.spread(condition, group),
+        references=flow.spread(references, group),
+        advantages=jnp.zeros(many),
+        weights=jnp.ones(many),
+    )
+    return Paths(path, negative, rolled.end)
 
 
 # --- rewards ---
 
 
 def samples(
-    parts: Parts,
-    requests: list[Request],
-    group: int,
-    rows: slice,
-    images: np.ndarray,
-    thinking: Thinking | None,
+    parts: Parts, requests: list[Request], group: int, images: jax.Array, thinking: Thinking | None
 ) -> list[Sample]:
-    """What the rewards see of some rows: row b · group + g is request b's g-th.
+    """What the rewards see, once the device has drawn it: row b · group + g is request b's g-th.
 
     Args:
-      rows: which ones; `images` holds as many.
       thinking: thoughts of all rows, or one of each of the last requests, shared by its group;
         requests without one speak for themselves.
     """
-    asked = [r for r in requests for _ in range(group)]
-    words, valid = [r.prompt for r in asked], np.ones(len(asked), bool)
+    rows, images = [r for r in requests for _ in range(group)], np.asarray(images)
+    words, valid = [r.prompt for r in rows], np.ones(len(rows), bool)
     if thinking is not None:
         ids, segments = np.asarray(thinking.decoded.ids), np.asarray(thinking.decoded.segments)
         texts = [
             parts.text.split(row[mask > 0].tolist())[1]
             for row, mask in zip(ids, segments, strict=True)
         ]
-        each = 1 if len(texts) == len(asked) else group
-        first = len(asked) - each * len(texts)
+        each = 1 if len(texts) == len(rows) else group
+        first = len(rows) - each * len(texts)
         words[first:] = [text for text in texts for _ in range(each)]
         valid[first:] = np.repeat(np.asarray(thinking.valid), each)
     return [
         Sample(request, instruction, image, bool(ok))
-        for request, instruction, image, ok in zip(
-            asked[rows], words[rows], images, valid[rows], strict=True
-        )
+        for request, instruction, image, ok in zip(rows, words, images, valid, strict=True)
     ]
 
 

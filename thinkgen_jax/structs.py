@@ -172,10 +172,12 @@ class Thoughts(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """Sampled denoising paths of a DiT-GRPO update, one transition per step."""
+    """The trained steps of sampled denoising paths, J of them in a row."""
 
-    latents: Float[Array, "J1 B T C"]  # J1 = J + 1 states, the first one noise
+    latents: Float[Array, "J1 B T C"]  # J1 = J + 1 states: before the first step and behind each
     times: Float[Array, "J1"]
+    second: Float[Array, ""]  # second time of the whole grid, stands for t where t = 0
+    noise: Float[Array, ""]  # noise level of the steps
     old: Float[Array, "J B"]
     target: Packed  # its tokens are unused; positions and segments of the picture
     condition: Condition

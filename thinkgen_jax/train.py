@@ -122,7 +122,7 @@ def loop(
         "start": starts.sources(config),
     }
     bar = logs.Writer(workdir, start=start, total=config.steps, shown=SHOWN)
-    with _interrupts() as stop, bar as writer:
+    with _interrupts() as stop, bar as writer, cache.Programs() as programs:
         for step in range(start, config.steps):
             name = phases.at(step, config.phases)
             phase = built[name]
@@ -140,7 +140,8 @@ def loop(
                 saves.wait()
                 raise ValueError(f"step {step + 1}: {err}; the same command goes on") from None
             done = step + 1
-            writer.scalars(done, {**metrics, "step_seconds": time.monotonic() - begun}, name)
+            spent = {"step_seconds": time.monotonic() - begun, "programs": programs.count}
+            writer.scalars(done, {**metrics, **spent}, name)
             guard.see(done, metrics)
             recent.append(metrics["reward"] if "reward" in metrics else -metrics["loss"])
             if gallery is not None and done % config.log.images == 0:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Templates against official ids; responses taken apart; the tokenizer of the miniature world."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -163,3 +164,56 @@ def test_folders(nano, tmp_path):
     bare.add_tokens(list("<|im_end>"))
     with pytest.raises(ValueError, match=r"no token '<\|im_end\|>'"):
         words.Text(bare, system="")
+
+
+# --- chat templates of folders --------------------------------------------------------------------
+
+# Turns as Qwen3-VL's Thinking models write them: the assistant's turn opens a thought.
+TEMPLATE = META["config"]["chat_template"]
+THINKING = TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+
+
+def with_template(text, template):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=text.tokenizer._tokenizer)
+    tokenizer.chat_template = template
+    return words.Text(tokenizer, system=text.system)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, THINKING])
+def test_official_templates_give_the_forms_for_pictures(released, template):
+    other = with_template(released, template)
+    assert other.think(" a cat ", pictures=[3, 1]) == released.think(" a cat ", pictures=[3, 1])
+    assert other.pseudo("a cat", images=2) == released.pseudo("a cat", images=2)
+
+
+def test_questions_open_a_thought_where_the_template_does(released):
+    plain = released.question("how many?", pictures=[2])
+    assert with_template(released, TEMPLATE).question("how many?", pictures=[2]) == plain
+    thinking = with_template(released, THINKING).question("how many?", pictures=[2])
+    assert thinking == plain + released.encode("<think>\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ messages }}", "does not keep the user's words"),
+        (TEMPLATE.replace("m['content']", "m['content'] | trim"), "does not keep"),
+        ("{{ raise_exception('only one system turn') }}", "fails: only one system turn"),
+        ("{% for m in messages %}", "chat template fails"),
+    ],
+)
+def test_templates_that_change_words_are_refused(released, template, told):
+    with pytest.raises(ValueError, match=told):
+        with_template(released, template)
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.json"])
+def test_folder_brings_its_template(released, tmp_path, file):
+    released.tokenizer.save_pretrained(tmp_path)
+    content = THINKING if file.endswith("jinja") else json.dumps({"chat_template": THINKING})
+    (tmp_path / file).write_text(content)
+    text = words.load(tmp_path, system="s")
+    assert text.decode(text.question("p")).endswith("<|im_start|>assistant\n<think>\n")
+    (tmp_path / file).write_text(content.replace("m['content']", "m['role']"))
+    with pytest.raises(ValueError, match=f"{tmp_path}.*does not keep"):
+        words.load(tmp_path, system="s")

@@ -70,7 +70,7 @@ def put_part(folder, part, *, shards=1, tensors=None, changes=()):
 
 def put_words(folder):
     put(folder / "tokenizer.json", (golden_dir() / "toy_tokenizer.json").read_text())
-    put(folder / "chat_template.jinja", "{{ messages }}")
+    put(folder / "chat_template.jinja", cases("pipeline_tiny")[1]["config"]["chat_template"])
     put(folder / "preprocessor_config.json", {"patch_size": 16})
 
 

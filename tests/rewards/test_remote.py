@@ -233,9 +233,11 @@ def test_past_the_share_of_drops_the_run_stops():
     """A dead server: two of ten steps may be lost under a limit of a quarter, not three."""
     with scorer("http://127.0.0.1:1", tries=1) as open_:
         for _ in range(2):
-            assert open_.rate(samples(), 2).failed.all()
+            rated = open_.rate(samples(), 2)
+            assert rated.failed.all()
+            open_.count(rated)
         with pytest.raises(Unavailable, match=r"30% of the groups .* last cause: far: http"):
-            open_.rate(samples(), 2)
+            open_.count(rated)
 
 
 def test_groups_are_under_way_while_others_are_drawn():

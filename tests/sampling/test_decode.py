@@ -103,6 +103,36 @@ def test_group_equals_repeated_prompts():
     assert len({tuple(row) for row in np.asarray(grouped.ids)[:3].tolist()}) > 1
 
 
+@pytest.mark.parametrize("halvings", [1, 3])
+def test_rows_that_stop_leave_without_a_trace(halvings):
+    prompt = text([1, 2, 3], [5], [7, 8, 9, 10])
+    settings = dict(max_new_tokens=40, temperature=1.0, group=3, pad_id=23)
+    stop = int(decode.sample(TEXT, PARAMS, prompt, KEY, stop_id=-1, **settings).ids[0, 2])
+    whole = decode.sample(TEXT, PARAMS, prompt, KEY, stop_id=stop, **settings)
+    fewer = decode.sample(TEXT, PARAMS, prompt, KEY, stop_id=stop, halvings=halvings, **settings)
+    for a, b in zip(whole, fewer, strict=True):
+        np.testing.assert_array_equal(a, b)
+    counts = np.asarray(whole.segments).sum(1)
+    assert len(set(counts.tolist())) > 2 and np.sort(counts)[4] < counts.max()
+    assert decode._sizes(9, halvings) == [9, 5, 3, 2][: halvings + 1]
+
+
+def test_joined_rows_are_cut_to_one_of_four_lengths():
+    prompt = text([1, 2, 3], [5], total=40)  # 40 + 24 places: lengths 16, 32, 48, 64
+    for count, length in ((10, 16), (14, 32), (24, 32)):
+        segments = (jnp.arange(24)[None] < jnp.array([[count], [1]])).astype(jnp.int32)
+        decoded = Decoded(segments * 9, segments, jnp.ones(2, bool))
+        assert decode.joined_length(prompt, decoded) == length
+        whole, cut = decode.join(prompt, decoded), decode.join(prompt, decoded, length=length)
+        assert cut.ids.shape == (2, length)
+        np.testing.assert_array_equal(cut.ids, whole.ids[:, :length])
+        np.testing.assert_array_equal(cut.positions, whole.positions[:, :, :length])
+        assert not np.asarray(whole.segments)[:, length:].any()
+        mask = decode.response_mask(prompt, decoded)
+        cut_mask = decode.response_mask(prompt, decoded, length=length)
+        np.testing.assert_array_equal(cut_mask, mask[:, :length])
+
+
 LOGITS = np.array([0.3, 2.0, -1.0, 1.2, 0.9])
 DRAWS = 20_000
 
@@ -111,7 +141,7 @@ def frequencies(**settings):
     """How often each token of `LOGITS` is drawn."""
     logits = jnp.broadcast_to(jnp.asarray(LOGITS, jnp.float32), (DRAWS, len(LOGITS)))
     draw = partial(decode._draw, **{"temperature": 1.0, "top_p": 1.0, "top_k": 0, **settings})
-    drawn = np.asarray(jax.jit(draw)(logits, KEY))
+    drawn = np.asarray(jax.jit(draw)(logits, jax.random.split(KEY, DRAWS)))
     return np.bincount(drawn, minlength=len(LOGITS)) / DRAWS
 
 

@@ -18,41 +18,36 @@ from thinkgen_jax.structs import Trajectory
 GUIDED = DitGrpoConfig(guidance=Guidance(text=2.0))
 PLAIN = DitGrpoConfig(kl=0.0)
 GRID = jnp.asarray(flow.times(4, shift=2.0))
-NOISE = jnp.full(4, 0.7)
-STEPS = jnp.array([0, 2])
+BEGIN, WIDTH = 1, 2
+
+
+def roll(cfg, *, begin=BEGIN, width=WIDTH, noise=0.7, rows=4, **more):
+    """Sampled paths; one row of the negative condition where it is needed."""
+    model, params = small.dit()
+    negative = small.condition(seed=9, rows=1) if cfg.guidance.text > 1 else None
+    condition = small.condition(rows=rows // more.get("group", 1))
+    settings = dict(width=width, guidance=cfg.guidance, kernel=cfg.kernel, **more)
+    args = (condition, negative, None, GRID, begin, noise, jax.random.key(4))
+    return sde.rollout(model, params, small.target(rows=rows), *args, **settings), negative
 
 
 def path(cfg, advantages=(1.0, -1.0, 0.5, -0.5)):
     """A sampled path with its old log-probabilities; the negative condition where it is needed."""
     model, params = small.dit()
-    places, condition = small.target(), small.condition()
-    negative = small.condition(seed=9) if cfg.guidance.text > 1 else None
-    latents = sde.rollout(
-        model,
-        params,
-        places,
-        condition,
-        negative,
-        None,
-        GRID,
-        NOISE,
-        jax.random.key(4),
-        guidance=cfg.guidance,
-        kernel=cfg.kernel,
-    )
-    empty = jnp.zeros((2, 4))
+    rolled, negative = roll(cfg)
     out = Trajectory(
-        latents,
-        GRID,
-        empty,
-        places,
-        condition,
-        None,
-        jnp.asarray(advantages),
-        jnp.ones(len(advantages)),
+        latents=rolled.latents,
+        times=GRID[BEGIN : BEGIN + WIDTH + 1],
+        second=GRID[1],
+        noise=jnp.float32(0.7),
+        old=rolled.logprobs,
+        target=small.target(),
+        condition=small.condition(),
+        references=None,
+        advantages=jnp.asarray(advantages),
+        weights=jnp.ones(len(advantages)),
     )
-    old = dit_grpo.make_logprobs(model, cfg)(params, out, negative, NOISE, STEPS)
-    return out._replace(old=old), negative
+    return out._replace(old=dit_grpo.make_logprobs(model, cfg)(params, out, negative)), negative
 
 
 def update(cfg, data, negative, accumulate=1):
@@ -61,7 +56,7 @@ def update(cfg, data, negative, accumulate=1):
     state = learning.create(jax.tree.map(jnp.copy, params), learner)
     reference = params if cfg.kl else None
     step = dit_grpo.make_step(model, learner, cfg)
-    return step(state, reference, data, negative, NOISE, STEPS)
+    return step(state, reference, data, negative)
 
 
 @pytest.mark.parametrize("cfg", [PLAIN, GUIDED], ids=["plain", "guided"])
@@ -78,13 +73,13 @@ def test_stored_path_replays_to_the_sampled_density():
     model, params = small.dit()
     data, _ = path(PLAIN)
     apply = jax.jit(model.apply)
-    for row, i in enumerate(np.asarray(STEPS)):
-        x = data.latents[i]
+    for row, i in enumerate(range(BEGIN, BEGIN + WIDTH)):
+        x = data.latents[row]
         t = jnp.full(4, GRID[i])
         packed = data.target._replace(tokens=x)
         u = apply({"params": params}, packed, t, data.condition)
         mean, std, _ = sde.flow_sde(x, u, GRID[i], GRID[i + 1], GRID[1], 0.7)
-        z = np.asarray((data.latents[i + 1] - mean) / std, np.float64)
+        z = np.asarray((data.latents[row + 1] - mean) / std, np.float64)
         want = (-(z**2) / 2 - np.log(float(std)) - np.log(2 * np.pi) / 2).mean(axis=(1, 2))
         np.testing.assert_allclose(data.old[row], want, rtol=0, atol=2e-5)
         assert abs(z.std() - 1) < 0.2
@@ -124,15 +119,53 @@ def test_accumulation_changes_nothing():
 def test_noise_zero_rollout_is_euler():
     model, params = small.dit()
     args = (model, params, small.target(), small.condition(), None, None, GRID)
-    path = sde.rollout(*args, jnp.zeros(4), jax.random.key(0))
     euler = flow.sample(*args, keep_steps=True).latents
-    np.testing.assert_allclose(path[1:], euler, rtol=0, atol=1e-5)
+    for begin, width in ((0, 4), (1, 2), (3, 1)):
+        rolled, _ = roll(PLAIN, begin=begin, width=width, noise=0.0)
+        np.testing.assert_allclose(rolled.end, euler[-1], rtol=0, atol=1e-5)
+        got = rolled.latents[1:]
+        np.testing.assert_allclose(got, euler[begin : begin + width], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cfg", [PLAIN, GUIDED], ids=["plain", "guided"])
+def test_rollout_knows_its_own_log_probabilities(cfg):
+    rolled, _ = roll(cfg)
+    np.testing.assert_allclose(rolled.logprobs, path(cfg)[0].old, rtol=0, atol=2e-6)
+
+
+def test_steps_outside_the_window_are_deterministic():
+    """Behind the window a path is what Euler steps make of the window's last state."""
+    model, params = small.dit()
+    rolled, _ = roll(PLAIN)
+    last = small.target()._replace(tokens=rolled.latents[-1])
+    args = (model, params, last, small.condition(), None, None)
+    want = flow.sample(*args, GRID[BEGIN + WIDTH :])
+    np.testing.assert_allclose(rolled.end, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cfg", [PLAIN, GUIDED], ids=["plain", "guided"])
+def test_shared_beginning_equals_repeated_rows(cfg):
+    """Two groups of two from two noises: as four paths from repeated noise and conditions."""
+    model, params = small.dit()
+    two = small.target(rows=2)
+    negative = small.condition(seed=9, rows=1) if cfg.guidance.text > 1 else None
+    tail = (negative, None, GRID, BEGIN, 0.7, jax.random.key(4))
+    how = dict(width=WIDTH, guidance=cfg.guidance)
+    condition = small.condition(rows=2)
+    shared = sde.rollout(model, params, two, condition, *tail, group=2, **how)
+    four, wide = (jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), t) for t in (two, condition))
+    apart = sde.rollout(model, params, four, wide, *tail, **how)
+    for got, want in zip(shared, apart, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    first = np.asarray(shared.latents[0])
+    np.testing.assert_array_equal(first[0], first[1])
+    assert np.abs(np.asarray(shared.end)[0] - np.asarray(shared.end)[1]).max() > 0.1
 
 
 def test_good_paths_become_likelier():
     model, _ = small.dit()
     data, negative = path(PLAIN)
     state, _ = update(PLAIN, data, negative)
-    new = dit_grpo.make_logprobs(model, PLAIN)(state.params, data, negative, NOISE, STEPS)
+    new = dit_grpo.make_logprobs(model, PLAIN)(state.params, data, negative)
     gain = jnp.sum(new - data.old, axis=0)
     assert float(gain[0]) > 0 > float(gain[1])

@@ -57,22 +57,29 @@ def test_mllm_step():
 def test_dit_step():
     model, params = small.dit()
     cfg = DitGrpoConfig()
-    grid, noise, steps = jnp.asarray(flow.times(4, shift=2.0)), jnp.full(4, 0.7), jnp.array([0, 2])
+    grid, noise = jnp.asarray(flow.times(4, shift=2.0)), jnp.float32(0.7)
     target, condition = small.target(rows=ROWS), small.condition(rows=ROWS)
-    args = (target, condition, None, None, grid, noise, jax.random.key(4))
-    latents = sde.rollout(model, params, *args, guidance=cfg.guidance, kernel=cfg.kernel)
-    advantage = jnp.linspace(-1.5, 1.5, ROWS)
+    args = (target, condition, None, None, grid, 1, noise, jax.random.key(4))
+    rolled = sde.rollout(model, params, *args, width=2, kernel=cfg.kernel)
     path = Trajectory(
-        latents, grid, jnp.empty((2, ROWS)), target, condition, None, advantage, jnp.ones(ROWS)
+        latents=rolled.latents,
+        times=grid[1:4],
+        second=grid[1],
+        noise=noise,
+        old=rolled.logprobs,
+        target=target,
+        condition=condition,
+        references=None,
+        advantages=jnp.linspace(-1.5, 1.5, ROWS),
+        weights=jnp.ones(ROWS),
     )
-    old = dit_grpo.make_logprobs(model, cfg)(params, path, None, noise, steps)
-    path = path._replace(old=old)
+    path = path._replace(old=dit_grpo.make_logprobs(model, cfg)(params, path, None))
     ends = []
     for mesh in (None, sharding.make_mesh(**SIZES)):
         with places(mesh):
             step = dit_grpo.make_step(model, small.LEARNER, cfg)
             reference = jax.tree.map(lambda x: x + 0.01, params)
-            state, metrics = step(state_of(params, mesh), reference, path, None, noise, steps)
+            state, metrics = step(state_of(params, mesh), reference, path, None)
         ends.append((jax.device_get(state.params), jax.device_get(metrics)))
     assert len(state.params["layers"]["attn"]["to_q"]["kernel"].sharding.device_set) == 8
     assert_same(*ends)

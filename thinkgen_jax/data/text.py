@@ -7,6 +7,9 @@ Forms of a request, after system and user turn:
                supervised stages, no-think inference and negative prompts use it
   question     user turn alone (no system prompt) and `<|im_start|>assistant\\n`
 
+Turns are written as the tokenizer's own chat template says, where it has one; that of the Thinking
+models opens a thought before an answer, too. The form above is what it comes to otherwise.
+
 * Each picture stands as `<|vision_start|><|image_pad|><|vision_end|>` before the user's words.
   Where the MLLM gets its pixels, the pad is repeated once per merged token.
 * The nano tokenizer is byte-level BPE over the miniature world's sentences; runs of capitals and
@@ -15,6 +18,7 @@ Forms of a request, after system and user turn:
 Source: ThinkGen@7388ad5 (templates, verbatim); Qwen3-VL chat template.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,6 +51,7 @@ class Text:
         check_marker(marker)
         if len(self.encode(marker)) != 1:
             tokenizer.add_tokens([AddedToken(marker, special=False)])
+        self._check_template()
         self.close_id = self._special(marker)
         self.stop_id = self._special(END)
         self.image_id = self._special(IMAGE_PAD)
@@ -72,8 +77,8 @@ class Text:
 
     def question(self, prompt: str, *, pictures: Sequence[int] = ()) -> list[int]:
         """Ids of an understanding request."""
-        user = "".join(placeholder(n) for n in pictures) + prompt
-        return self.encode(f"{START}user\n{user}{END}\n{START}assistant\n")
+        user = dict(role="user", content=_with_pictures(prompt, pictures))
+        return self.encode(self._turns([user], answer=True))
 
     def response(self, thought: str, instruction: str) -> list[int]:
         """What a perfect MLLM writes behind `think`, end token included."""
@@ -92,8 +97,34 @@ class Text:
         return self.decode(ids[:cut]).strip(), self.decode(ids[cut + 1 :]).strip(), True
 
     def _head(self, prompt: str, pictures: Sequence[int]) -> str:
-        user = "".join(placeholder(n) for n in pictures) + prompt
-        return f"{START}system\n{self.system}{END}\n{START}user\n{user}{END}\n"
+        system = dict(role="system", content=self.system)
+        user = dict(role="user", content=_with_pictures(prompt, pictures))
+        return self._turns([system, user], answer=False)
+
+    def _turns(self, turns: Sequence[dict[str, str]], *, answer: bool) -> str:
+        """A conversation as one string; with `answer`, up to where the assistant goes on."""
+        if self.tokenizer.chat_template is None:
+            said = "".join(f"{START}{t['role']}\n{t['content']}{END}\n" for t in turns)
+            return said + f"{START}assistant\n" * answer
+        # Rendered in a sandbox by transformers: a template is data of the folder, not its code.
+        return self.tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=answer
+        )
+
+    def _check_template(self) -> None:
+        """Refuses a chat template that fails, or changes the words it is given."""
+        probe = placeholder(1) + "two words "
+        user = dict(role="user", content=probe)
+        try:
+            forms = [self._head(probe, ()), self._turns([user], answer=True)]
+        except Exception as error:  # a template may fail in any way
+            raise ValueError(f"the tokenizer's chat template fails: {error}") from error
+        for said in forms:
+            if f"{START}user\n{probe}{END}\n" not in said:
+                raise ValueError(
+                    f"the tokenizer's chat template does not keep the user's words between "
+                    f"{START}user and {END}: {said[-200:]!r}"
+                )
 
     def _special(self, token: str) -> int:
         ids = self.encode(token)
@@ -113,6 +144,11 @@ def check_marker(marker: str) -> None:
         raise ValueError(f"marker {marker!r} (--marker, config.marker): want <NAME>, not {taken}")
 
 
+def _with_pictures(prompt: str, pictures: Sequence[int]) -> str:
+    """The user's words behind the places of the pictures."""
+    return "".join(placeholder(n) for n in pictures) + prompt
+
+
 def placeholder(count: int) -> str:
     """One picture in a prompt, of `count` merged tokens (1 without pixels)."""
     return VISION_START + IMAGE_PAD * count + VISION_END
@@ -128,7 +164,13 @@ def load(folder: str | Path, *, system: str, marker: str = CLOSE) -> Text:
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"no tokenizer.json in {folder}")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return Text(tokenizer, system=system, marker=marker)
+    old = folder / "chat_template.json"  # where processors kept it before chat_template.jinja
+    if tokenizer.chat_template is None and old.is_file():
+        tokenizer.chat_template = json.loads(old.read_text(encoding="utf-8"))["chat_template"]
+    try:
+        return Text(tokenizer, system=system, marker=marker)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def train(corpus: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:

@@ -259,7 +259,6 @@ class Scorer:
 
         Raises:
           ValueError: as `parts`.
-          Unavailable: when more than `drop_limit` of the groups of recent steps were dropped.
         """
         found, failed, causes = {}, np.zeros(len(samples), bool), []
         for name, reward in self.rewards.items():
@@ -274,12 +273,26 @@ class Scorer:
                 except Failed as err:
                     failed[rows] = True
                     causes.append(str(err))
-        self._count(failed, causes)
         return Rated(found, failed, tuple(dict.fromkeys(causes)))
 
     def rate(self, samples: Sequence[Sample], group: int) -> Rated:
         """Scores samples, rows of a group side by side; see `finish`."""
         return self.finish(samples, group, self.start(samples, group))
+
+    def count(self, rated: Rated) -> None:
+        """Takes what became of a step's groups.
+
+        Raises:
+          Unavailable: when more than `drop_limit` of the groups of recent steps were dropped.
+        """
+        self._recent.append(float(rated.failed.mean()) if rated.failed.size else 0.0)
+        # Steps that were not made yet count as good: a server may need a minute to come back.
+        share = sum(self._recent) / RECENT
+        if share > self.drop_limit:
+            raise Unavailable(
+                f"{share:.0%} of the groups of the last {RECENT} steps had no reward, more than "
+                f"drop_limit = {self.drop_limit:.0%}; last cause: {rated.causes[-1]}"
+            )
 
     def _group(self, name: str, samples: Sequence[Sample]) -> np.ndarray:
         """Scores one group at its server."""
@@ -310,16 +323,6 @@ class Scorer:
             )
         version = "1" if callable(reward.version) else reward.version  # the reader is over there
         return where, f"{version}, server {about.get('reward')} {about.get('version')}"
-
-    def _count(self, failed: np.ndarray, causes: Sequence[str]) -> None:
-        self._recent.append(float(failed.mean()) if failed.size else 0.0)
-        # Steps that were not made yet count as good: a server may need a minute to come back.
-        share = sum(self._recent) / RECENT
-        if share > self.drop_limit:
-            raise Unavailable(
-                f"{share:.0%} of the groups of the last {RECENT} steps had no reward, more than "
-                f"drop_limit = {self.drop_limit:.0%}; last cause: {causes[-1]}"
-            )
 
 
 def _score(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing with the MLLM, and how likely it was to write just that.
 
-* `sample` reads a prompt once (once per group, too), then writes until every row has stopped.
+* `sample` reads a prompt once (once per group, too), then writes until every row has stopped; rows
+  that have may leave the batch on the way, which changes nothing that the others write.
 * `join` puts what was written behind its prompt, so that one teacher-forced pass, the same as in
   training, gives log-probabilities and the states that condition the DiT.
 * `logprobs` never holds logits of more than `chunk` tokens a row; the backward pass recomputes
@@ -13,10 +14,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from thinkgen_jax.models.mllm import KVCache, Mllm
 from thinkgen_jax.models.rope import PAD_POSITION, next_position
+from thinkgen_jax.sharding import batch_ways
 from thinkgen_jax.structs import Decoded, Key, Prompt, Tree
 
 
@@ -31,6 +34,8 @@ class _State(NamedTuple):
     """What the writing loop carries; `step` tokens are written."""
 
     step: Int[Array, ""]
+    rows: Int[Array, "B"]  # which rows of the batch these are
+    start: Int[Array, "B"]  # position of the first new token
     ids: Int[Array, "B T"]
     counts: Int[Array, "B"]  # tokens written up to and including the end token
     stopped: Bool[Array, "B"]
@@ -39,7 +44,10 @@ class _State(NamedTuple):
 
 
 @partial(
-    jax.jit, static_argnames=("mllm", "max_new_tokens", "temperature", "top_p", "top_k", "group")
+    jax.jit,
+    static_argnames=(
+        *("mllm", "max_new_tokens", "temperature", "top_p", "top_k", "group", "halvings"),
+    ),
 )
 def sample(
     mllm: Mllm,
@@ -54,6 +62,7 @@ def sample(
     top_k: int = 0,
     group: int = 1,
     pad_id: int | Int[Array, ""] = 0,
+    halvings: int = 0,
 ) -> Decoded:
     """Writes up to `max_new_tokens` tokens behind each right-padded prompt.
 
@@ -64,46 +73,80 @@ def sample(
       top_k: draws from this many likeliest tokens; 0 from all.
       group: writings per prompt, which is read once; row b · group + g is prompt b's g-th.
       pad_id: what stands behind the end token.
+      halvings: times the batch is halved once half of it has stopped; each is one more loop to
+        compile. Only where the batch lies on one device: elsewhere caches would have to travel.
 
     Raises:
       ValueError: when a setting is out of its range.
     """
     _check(max_new_tokens, temperature, top_p, top_k, group)
-    variables = {"params": params}
-    start, state = _begin(mllm, params, prompt, max_new_tokens, group, pad_id)
-    rows = start.shape[0]
-
-    def write(state: _State) -> _State:
-        logits = mllm.apply(variables, state.hidden, method="logits")
-        key_now = jax.random.fold_in(key, state.step)
-        token = _draw(logits, key_now, temperature=temperature, top_p=top_p, top_k=top_k)
-        token = jnp.where(state.stopped, pad_id, token.astype(jnp.int32))
-        one = Prompt(
-            ids=token[:, None],
-            segments=jnp.ones((rows, 1), jnp.int32),
-            positions=jnp.broadcast_to((start + state.step)[None, :, None], (3, rows, 1)),
+    state = _begin(mllm, params, prompt, max_new_tokens, group, pad_id)
+    out = (state.ids, state.counts, state.stopped)
+    draw = partial(_draw, temperature=temperature, top_p=top_p, top_k=top_k)
+    write = partial(_write, mllm, params, key, draw, stop_id, pad_id)
+    for fewer in (*_sizes(state.rows.shape[0], halvings)[1:], 0):
+        state = jax.lax.while_loop(
+            lambda s, fewer=fewer: (s.step < max_new_tokens) & (jnp.sum(~s.stopped) > fewer),
+            write,
+            state,
         )
-        out = mllm.apply(variables, one, state.cache)
-        return _State(
-            step=state.step + 1,
-            ids=jax.lax.dynamic_update_slice(state.ids, token[:, None], (0, state.step)),
-            counts=state.counts + ~state.stopped,
-            stopped=state.stopped | (token == stop_id),
-            hidden=out.hidden[:, 0],
-            cache=out.cache,
-        )
+        found = (state.ids, state.counts, state.stopped)
+        out = jax.tree.map(lambda all, some, at=state.rows: all.at[at].set(some), out, found)
+        if fewer:
+            state = _first(state, jnp.argsort(state.stopped, stable=True)[:fewer])
+    ids, counts, stopped = out
+    segments = jnp.arange(max_new_tokens)[None] < counts[:, None]
+    return Decoded(ids, segments.astype(jnp.int32), stopped)
 
-    state = jax.lax.while_loop(
-        lambda s: (s.step < max_new_tokens) & ~jnp.all(s.stopped), write, state
+
+def _write(mllm: Mllm, params: Tree, key: Key, draw, stop_id, pad_id, state: _State) -> _State:
+    """Writes one token in every row that has not stopped, and reads it."""
+    logits = mllm.apply({"params": params}, state.hidden, method="logits")
+    # A row draws by its number, whoever else is still in the batch.
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, state.step)))(state.rows)
+    token = jnp.where(state.stopped, pad_id, draw(logits, keys).astype(jnp.int32))
+    rows = token.shape[0]
+    one = Prompt(
+        ids=token[:, None],
+        segments=jnp.ones((rows, 1), jnp.int32),
+        positions=jnp.broadcast_to((state.start + state.step)[None, :, None], (3, rows, 1)),
     )
-    segments = jnp.arange(max_new_tokens)[None] < state.counts[:, None]
-    return Decoded(state.ids, segments.astype(jnp.int32), state.stopped)
+    new = mllm.apply({"params": params}, one, state.cache)
+    return state._replace(
+        step=state.step + 1,
+        ids=jax.lax.dynamic_update_slice(state.ids, token[:, None], (0, state.step)),
+        counts=state.counts + ~state.stopped,
+        stopped=state.stopped | (token == stop_id),
+        hidden=new.hidden[:, 0],
+        cache=new.cache,
+    )
+
+
+def _sizes(rows: int, halvings: int) -> list[int]:
+    """Rows of the batch to begin with and after each halving."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else batch_ways(mesh)
+    sizes = [rows]
+    while ways == 1 and len(sizes) <= halvings and sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
+def _first(state: _State, index: Int[Array, "b"]) -> _State:
+    """Some rows of a state."""
+    k, v = jax.tree.map(partial(jnp.take, indices=index, axis=-4), (state.cache.k, state.cache.v))
+    segments = state.cache.segments[index]
+    rows = {
+        name: getattr(state, name)[index]
+        for name in ("rows", "start", "ids", "counts", "stopped", "hidden")
+    }
+    return state._replace(**rows, cache=state.cache._replace(k=k, v=v, segments=segments))
 
 
 def _begin(
     mllm: Mllm, params: Tree, prompt: Prompt, count: int, group: int, pad_id: int | Int[Array, ""]
-) -> tuple[Int[Array, "B"], _State]:
-    """Reads each prompt once; returns the first position of `count` new tokens, and the state."""
+) -> _State:
+    """Reads each prompt once; the state before the first of `count` new tokens."""
     size = prompt.ids.shape[1] + count
     read = mllm.apply({"params": params}, prompt, size=size, method="prefill")
     last = jnp.maximum(jnp.sum(prompt.segments > 0, axis=1) - 1, 0)
@@ -111,15 +154,17 @@ def _begin(
     repeat = partial(jnp.repeat, repeats=group)
     start = repeat(next_position(prompt.positions, prompt.segments), axis=0)
     k, v = jax.tree.map(partial(repeat, axis=-4), (read.cache.k, read.cache.v))
-    state = _State(
+    rows = start.shape[0]
+    return _State(
         step=jnp.zeros((), jnp.int32),
-        ids=jnp.full((start.shape[0], count), pad_id, jnp.int32),
-        counts=jnp.zeros(start.shape[0], jnp.int32),
-        stopped=jnp.zeros(start.shape[0], bool),
+        rows=jnp.arange(rows),
+        start=start,
+        ids=jnp.full((rows, count), pad_id, jnp.int32),
+        counts=jnp.zeros(rows, jnp.int32),
+        stopped=jnp.zeros(rows, bool),
         hidden=repeat(hidden, axis=0),
         cache=read.cache._replace(k=k, v=v, segments=repeat(read.cache.segments, axis=0)),
     )
-    return start, state
 
 
 def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, group: int) -> None:
@@ -133,9 +178,10 @@ def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, gr
 
 
 def _draw(
-    logits: Float[Array, "B V"], key: Key, *, temperature: float, top_p: float, top_k: int
+    logits: Float[Array, "B V"], keys: Key, *, temperature: float, top_p: float, top_k: int
 ) -> Int[Array, "B"]:
-    """Draws one token a row; top-k cuts before top-p."""
+    """Draws one token a row, each with its own key; top-k cuts before top-p."""
+    choose = jax.vmap(jax.random.categorical)
     if temperature == 0:
         return jnp.argmax(logits, axis=-1)
     logits = logits / temperature
@@ -145,25 +191,47 @@ def _draw(
         before = jnp.cumsum(shares, axis=-1) - shares
         # The likeliest token stays, whatever rounding does to the sum before it.
         kept = (before < top_p) | (jnp.arange(best.shape[-1]) == 0)[None]
-        choice = jax.random.categorical(key, jnp.where(kept, best, -jnp.inf))
+        choice = choose(keys, jnp.where(kept, best, -jnp.inf))
         return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0]
-    return jax.random.categorical(key, logits)
+    return choose(keys, logits)
+
+
+def joined_length(prompt: Prompt, decoded: Decoded) -> int:
+    """Shortest of four lengths that holds every row of `join`; waits for the device.
+
+    Rows are padded to the longest thought there may be, which hardly ever is written; four lengths
+    keep the number of compiled programs small.
+    """
+    total = prompt.ids.shape[1] + decoded.ids.shape[1]
+    longest = int(np.max(np.asarray(_counts(prompt, decoded))))
+    sizes = [-(-total * part // 64) * 16 for part in (1, 2, 3)]  # quarters, in multiples of 16
+    return min([size for size in sizes if size >= longest], default=total)
 
 
 @jax.jit
-def join(prompt: Prompt, decoded: Decoded) -> Prompt:
+def _counts(prompt: Prompt, decoded: Decoded) -> Int[Array, "B"]:
+    group = decoded.ids.shape[0] // prompt.ids.shape[0]
+    read = jnp.repeat(jnp.sum(prompt.segments > 0, axis=1), group)
+    return read + jnp.sum(decoded.segments > 0, axis=1)
+
+
+@partial(jax.jit, static_argnames="length")
+def join(prompt: Prompt, decoded: Decoded, *, length: int | None = None) -> Prompt:
     """Puts each row's writing right behind its prompt, right-padded, positions continued.
 
     With several writings per prompt (see `sample`), prompts and their pictures are repeated.
+
+    Args:
+      length: of the rows, at least what the longest needs; None holds anything.
     """
     group = decoded.ids.shape[0] // prompt.ids.shape[0]
     prompt = _repeat(prompt, group)
-    length, more = prompt.ids.shape[1], decoded.ids.shape[1]
-    total = length + more
+    before, more = prompt.ids.shape[1], decoded.ids.shape[1]
+    total = length or before + more
     read = jnp.sum(prompt.segments > 0, axis=1)[:, None]
     written = jnp.sum(decoded.segments > 0, axis=1)[:, None]
     places = jnp.arange(total)[None]
-    old = jnp.minimum(jnp.broadcast_to(places, (read.shape[0], total)), length - 1)
+    old = jnp.minimum(jnp.broadcast_to(places, (read.shape[0], total)), before - 1)
     new = jnp.clip(places - read, 0, more - 1)
     is_old, is_new = places < read, (places >= read) & (places < read + written)
     segments = (is_old | is_new).astype(jnp.int32)
@@ -180,17 +248,19 @@ def join(prompt: Prompt, decoded: Decoded) -> Prompt:
     )
     patches = prompt.patches
     if patches is not None:  # places past the prompt's end must stay past the longer row's end
-        slots = jnp.where(patches.slots >= length, total, patches.slots)
+        slots = jnp.where(patches.slots >= before, total, patches.slots)
         patches = patches._replace(slots=slots)
     return Prompt(jnp.where(segments > 0, ids, 0), segments, positions, patches)
 
 
-def response_mask(prompt: Prompt, decoded: Decoded) -> Bool[Array, "B T"]:
+def response_mask(
+    prompt: Prompt, decoded: Decoded, *, length: int | None = None
+) -> Bool[Array, "B T"]:
     """True at the written tokens, end token included, of what `join` returns."""
     group = decoded.ids.shape[0] // prompt.ids.shape[0]
     read = jnp.repeat(jnp.sum(prompt.segments > 0, axis=1), group)[:, None]
     written = jnp.sum(decoded.segments > 0, axis=1)[:, None]
-    places = jnp.arange(prompt.ids.shape[1] + decoded.ids.shape[1])[None]
+    places = jnp.arange(length or prompt.ids.shape[1] + decoded.ids.shape[1])[None]
     return (places >= read) & (places < read + written)
 
 

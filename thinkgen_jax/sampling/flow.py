@@ -95,12 +95,31 @@ def widen(condition: Condition, length: int) -> Condition:
     )
 
 
-def stack_contexts(dit: Dit, params: Tree, conditions: list[Condition]) -> Condition:
-    """Refines several conditions of one batch in a single call; result [len · B, S, W]."""
+def stack_contexts(
+    dit: Dit, params: Tree, conditions: list[Condition], rows: int | None = None
+) -> Condition:
+    """Refines the conditions of n branches; result [n · rows, S, W], one block for each branch.
+
+    Args:
+      rows: of a branch; None takes the first condition's. A condition with fewer stands for rows /
+        its own of them, side by side (a group, or all), and is refined once for them.
+    """
+    rows = rows or conditions[0].states.shape[0]
     length = max(c.states.shape[1] for c in conditions)
     wide = [widen(c, length) for c in conditions]
-    joined = jax.tree.map(lambda *xs: jnp.concatenate(xs), *wide)
-    return dit.apply({"params": params}, joined, method=Dit.context)
+    if len({c.states.shape[0] for c in wide}) == 1:
+        joined = jax.tree.map(lambda *xs: jnp.concatenate(xs), *wide)
+        refined = [dit.apply({"params": params}, joined, method=Dit.context)]
+    else:  # apart, so that the larger one stays divisible among devices
+        refined = [dit.apply({"params": params}, c, method=Dit.context) for c in wide]
+    few = len(conditions) // len(refined)  # branches in each
+    parts = [spread(c, rows * few // c.states.shape[0]) for c in refined]
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+
+
+def spread(tree: Tree, group: int) -> Tree:
+    """Repeats every row `group` times, copies side by side."""
+    return tree if group == 1 else jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), tree)
 
 
 def branches(
@@ -211,7 +230,8 @@ def sample(
 
     Args:
       target: `tokens` hold the initial noise; positions and segments the picture's shape.
-      condition: what to draw; `negative` what guidance points away from, needed when text > 1.
+      condition: what to draw; `negative` what guidance points away from, needed when text > 1;
+        one row of it serves all.
       grid: times from 0 to 1, see `times`.
       weights: of DPM-Solver++, see `dpm.weights`; None takes Euler steps.
       how: lets steps do without the joint layers; None runs them at every step.
@@ -224,7 +244,8 @@ def sample(
     x = held(dit, target.tokens)
     state, kept, ran = (x, jnp.zeros_like(x)), [], []
     for begin, end, passes in phases_of(guidance, steps, references is not None):
-        contexts = stack_contexts(dit, params, conditions_for(passes, condition, negative))
+        rows = x.shape[0]
+        contexts = stack_contexts(dit, params, conditions_for(passes, condition, negative), rows)
 
         def inputs(x, t, contexts=contexts, seen=SEES_REFERENCES[passes]):
             return tiled(x, t, target, contexts, references, with_references=seen)

@@ -13,6 +13,7 @@ Source: flow_grpo@ac4c86e (sd3_sde_with_logprob); coefficients-preserving sampli
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.sampling import flow
 from thinkgen_jax.sampling.flow import NO_GUIDANCE, Guidance
-from thinkgen_jax.structs import Condition, Packed, Tree
+from thinkgen_jax.structs import Condition, Packed, Trajectory, Tree
 
 Latents = Float[Array, "B *X"]
 Level = Float[Array, "..."] | float  # broadcastable against the latents
@@ -77,7 +78,15 @@ def logprob(x: Latents, mean: Latents, std: Level, mask: Level | None = None) ->
     return -jnp.sum(z * weight, axis=axes) / jnp.sum(weight, axis=axes)
 
 
-@partial(jax.jit, static_argnames=("dit", "guidance", "kernel"))
+class Rolled(NamedTuple):
+    """Sampled paths: what their stochastic steps did, and where they ended."""
+
+    latents: Float[Array, "J1 B T C"]  # before the first stochastic step and behind each
+    logprobs: Float[Array, "J B"]
+    end: Float[Array, "B T C"]
+
+
+@partial(jax.jit, static_argnames=("dit", "width", "group", "guidance", "kernel"))
 def rollout(
     dit: Dit,
     params: Tree,
@@ -86,53 +95,64 @@ def rollout(
     negative: Condition | None,
     references: Packed | None,
     grid: Float[Array, "J1"],
-    noise: Float[Array, "J"],
+    begin: Int[Array, ""] | int,
+    noise: Float[Array, ""] | float,
     key: jax.Array,
     *,
+    width: int,
+    group: int = 1,
     guidance: Guidance = NO_GUIDANCE,
     kernel: str = "flow_sde",
-) -> Float[Array, "J1 B T C"]:
-    """Samples paths and keeps every state, the initial noise (`target.tokens`) first.
+) -> Rolled:
+    """Samples `group` paths per condition: stochastic for `width` steps, else deterministic.
 
     Args:
-      noise: noise level of each step; 0 makes it deterministic.
+      target: `tokens` hold the initial noise. With one row per condition, a group shares it and the
+        steps before the stochastic ones, which are then taken once; else one row per path.
+      negative: what guidance points away from; one row serves all.
+      begin: first stochastic step, at most J - width.
+      noise: noise level a of the stochastic steps.
     """
+    steps, rows = grid.shape[0] - 1, condition.states.shape[0]
+    first, begun = target.tokens.astype(jnp.float32), target.tokens.shape[0]
     passes = guidance.passes(0, 1, references is not None)
-    contexts = flow.stack_contexts(dit, params, flow.conditions_for(passes, condition, negative))
-    first = target.tokens.astype(jnp.float32)
+    conditions = flow.conditions_for(passes, condition, negative)
+    contexts = flow.stack_contexts(dit, params, conditions, rows)
 
-    def step(x, xs):
-        t, after, level, step_key = xs
-        parts = flow.branches(
-            dit,
-            params,
-            x,
-            t,
-            target,
-            contexts,
-            references,
-            with_references=flow.SEES_REFERENCES[passes],
-        )
+    def moved(i, x, level):
+        """Mean and std of every path's step; there are as many paths as rows of x."""
+        copies = x.shape[0] // rows
+        many, refs = flow.spread(contexts, copies), flow.spread(references, copies)
+        places, seen = flow.spread(target, x.shape[0] // begun), flow.SEES_REFERENCES[passes]
+        parts = flow.branches(dit, params, x, grid[i], places, many, refs, with_references=seen)
         u = flow.combine(parts, guidance)
-        mean, std, _ = KERNELS[kernel](x, u, t, after, grid[1], level)
-        x = mean + std * jax.random.normal(step_key, x.shape)
-        return x, x
+        return KERNELS[kernel](x, u, grid[i], grid[i + 1], grid[1], level)
 
-    keys = jax.random.split(key, noise.shape[0])
-    _, path = jax.lax.scan(step, first, (grid[:-1], grid[1:], noise, keys))
-    return jnp.concatenate([first[None], path])
+    def step(i, carry):
+        x, latents, logprobs = carry
+        place, inside = i - begin, i < begin + width
+        mean, std, _ = moved(i, x, jnp.where(inside, noise, 0.0))
+        x = mean + std * jax.random.normal(jax.random.fold_in(key, i), x.shape)
+        found = logprob(x, mean, jnp.where(inside, std, 1.0), mask)
+        latents = latents.at[place + 1].set(x, mode="drop")
+        return x, latents, logprobs.at[place].set(found, mode="drop")
+
+    if width < steps:
+        first = jax.lax.fori_loop(0, begin, lambda i, x: moved(i, x, 0.0)[0], first)
+    first = flow.spread(first, rows * group // begun)
+    mask = flow.spread(target.segments > 0, first.shape[0] // begun)[..., None].astype(jnp.float32)
+    kept = jnp.zeros((width + 1, *first.shape)).at[0].set(first)
+    carry = (first, kept, jnp.zeros((width, first.shape[0])))
+    end, latents, logprobs = jax.lax.fori_loop(begin, steps, step, carry)
+    return Rolled(latents, logprobs, end)
 
 
 def replay(
     dit: Dit,
     params: Tree,
-    latents: Float[Array, "J1 B T C"],
-    step: Int[Array, ""],
-    target: Packed,
-    conditions: list[Condition],
-    references: Packed | None,
-    grid: Float[Array, "J1"],
-    noise: Float[Array, "J"],
+    path: Trajectory,
+    negative: Condition | None,
+    step: Int[Array, ""] | int,
     *,
     guidance: Guidance = NO_GUIDANCE,
     kernel: str = "flow_sde",
@@ -142,24 +162,24 @@ def replay(
     The one function that the old, the new and the reference log-probabilities come from, so that
     the ratio is 1 before the first update. Only the prompt's branch carries a gradient.
 
-    Args:
-      step: index of the transition; its noise level must be above 0.
-      conditions: one for each guidance pass, see `flow.conditions_for`.
-
     Returns:
       (log-probability [B], mean, diffusion s).
     """
-    x, x_after, t = latents[step], latents[step + 1], grid[step]
-    seen = flow.SEES_REFERENCES[len(conditions)]
+    x, t = path.latents[step], path.times[step]
+    passes = guidance.passes(0, 1, path.references is not None)
+    conditions = flow.conditions_for(passes, path.condition, negative)
+    seen = flow.SEES_REFERENCES[passes]
 
     def run(tree: Tree, group: list[Condition], flags: tuple[bool, ...]) -> list[Array]:
-        contexts = flow.stack_contexts(dit, tree, group)
-        return flow.branches(dit, tree, x, t, target, contexts, references, with_references=flags)
+        contexts = flow.stack_contexts(dit, tree, group, x.shape[0])
+        return flow.branches(
+            dit, tree, x, t, path.target, contexts, path.references, with_references=flags
+        )
 
     parts = run(params, conditions[:1], seen[:1])
-    if len(conditions) > 1:
+    if passes > 1:
         parts += run(jax.lax.stop_gradient(params), conditions[1:], seen[1:])
     u = flow.combine(parts, guidance)
-    mean, std, diffusion = KERNELS[kernel](x, u, t, grid[step + 1], grid[1], noise[step])
-    mask = (target.segments > 0)[..., None].astype(jnp.float32)
-    return logprob(x_after, mean, std, mask), mean, diffusion
+    mean, std, diffusion = KERNELS[kernel](x, u, t, path.times[step + 1], path.second, path.noise)
+    mask = (path.target.segments > 0)[..., None].astype(jnp.float32)
+    return logprob(path.latents[step + 1], mean, std, mask), mean, diffusion

@@ -5,6 +5,7 @@
   clip range is tiny (1e-4).
 * The KL term is mean((mean - reference mean)²) / (2 s²) with s the diffusion, without the time
   step.
+* The trained steps are those that were stochastic; the negative branch carries no gradient.
 * Gradients are summed over the trained steps one after the other: memory is that of one step.
 
 Source: flow_grpo@ac4c86e (loss, constants); paper 4 (SepGRPO).
@@ -15,7 +16,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.sampling import flow, sde
@@ -47,17 +47,14 @@ class DitGrpoConfig:
 
 
 def make_logprobs(dit: Dit, cfg: DitGrpoConfig):
-    """Builds the jitted (params, trajectory, negative, noise, steps) -> old log-probs [J', B].
-
-    `steps` are the indices of the trained transitions, J' of them.
-    """
+    """Builds the jitted (params, trajectory, negative) -> log-probabilities [J, B] of its steps."""
 
     @jax.jit
-    def logprobs(params: Tree, path: Trajectory, negative, noise, steps: Int[Array, "J"]):
+    def logprobs(params: Tree, path: Trajectory, negative: Condition | None):
         def one(step):
-            return _replay(dit, params, path, negative, noise, step, cfg)[0]
+            return _replay(dit, params, path, negative, step, cfg)[0]
 
-        return jax.lax.map(one, steps)
+        return jax.lax.map(one, jnp.arange(path.times.shape[0] - 1))
 
     return logprobs
 
@@ -65,8 +62,8 @@ def make_logprobs(dit: Dit, cfg: DitGrpoConfig):
 def make_step(dit: Dit, learner: Learner, cfg: DitGrpoConfig):
     """Builds the jitted, donating `grpo_step`.
 
-    (state, reference params or None, trajectory, negative, noise levels [J], steps [J']) ->
-    (state, metrics). `trajectory.old` is [J', B], a row per trained step.
+    (state, reference params or None, trajectory, negative condition of one row or None) ->
+    (state, metrics).
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -75,39 +72,37 @@ def make_step(dit: Dit, learner: Learner, cfg: DitGrpoConfig):
         reference: Tree | None,
         path: Trajectory,
         negative: Condition | None,
-        noise: Float[Array, "J"],
-        steps: Int[Array, "J2"],
     ):
         def one(carry, xs):
             step, old = xs
 
             def loss(params: Tree, part):
-                return step_loss(dit, params, reference, part, noise, path.times, step, cfg)
+                part, old = part
+                part = _steps_first(part, path)
+                return step_loss(dit, params, reference, part, negative, step, old, cfg)
 
-            batch = (_rows_first(path), negative, old)
-            new = gradient(state.params, loss, batch, learner)
+            new = gradient(state.params, loss, (_rows_first(path), old), learner)
             return jax.tree.map(jnp.add, carry, new), None
 
         nothing = {name: jnp.zeros(()) for name in METRICS}
         zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), nothing)
-        total, _ = jax.lax.scan(one, zero, (steps, path.old))
-        return apply(state, *jax.tree.map(lambda x: x / steps.shape[0], total), learner)
+        steps = path.old.shape[0]
+        total, _ = jax.lax.scan(one, zero, (jnp.arange(steps), path.old))
+        return apply(state, *jax.tree.map(lambda x: x / steps, total), learner)
 
     return grpo_step
 
 
-def step_loss(dit, params, reference, part, noise, times, step, cfg: DitGrpoConfig):
+def step_loss(dit, params, reference, path: Trajectory, negative, step, old, cfg: DitGrpoConfig):
     """Summed objective of one denoising step over a micro-batch; see `state.Loss`."""
-    path, negative, old = part
-    path = path._replace(latents=jnp.moveaxis(path.latents, 0, 1), times=times)
-    new, mean, diffusion = _replay(dit, params, path, negative, noise, step, cfg)
+    new, mean, diffusion = _replay(dit, params, path, negative, step, cfg)
     limit = cfg.advantage_limit
     loss, ratio, clipped = grpo.surrogate(
         new, old, jnp.clip(path.advantages, -limit, limit), clip_low=cfg.clip, clip_high=cfg.clip
     )
     kl = jnp.zeros_like(loss)
     if reference is not None:
-        _, other, _ = _replay(dit, reference, path, negative, noise, step, cfg)
+        _, other, _ = _replay(dit, reference, path, negative, step, cfg)
         mask = (path.target.segments > 0)[..., None].astype(jnp.float32)
         gap = jnp.square(mean - jax.lax.stop_gradient(other)) * mask
         kl = jnp.sum(gap, axis=(1, 2)) / (jnp.sum(mask, axis=(1, 2)) * mean.shape[-1])
@@ -118,25 +113,18 @@ def step_loss(dit, params, reference, part, noise, times, step, cfg: DitGrpoConf
     return jnp.sum(loss * path.weights), jnp.sum(path.weights), extra
 
 
-def _replay(dit, params, path: Trajectory, negative, noise, step, cfg: DitGrpoConfig):
-    passes = cfg.guidance.passes(0, 1, path.references is not None)
-    conditions = flow.conditions_for(passes, path.condition, negative)
-    return sde.replay(
-        dit,
-        params,
-        path.latents,
-        step,
-        path.target,
-        conditions,
-        path.references,
-        path.times,
-        noise,
-        guidance=cfg.guidance,
-        kernel=cfg.kernel,
-    )
+def _replay(dit, params, path: Trajectory, negative, step, cfg: DitGrpoConfig):
+    return sde.replay(dit, params, path, negative, step, guidance=cfg.guidance, kernel=cfg.kernel)
 
 
 def _rows_first(path: Trajectory) -> Trajectory:
-    """Every leaf leading with the batch axis; what is not per row is left out."""
+    """Every leaf leading with the batch axis; what is not per row is empty."""
     empty = jnp.zeros((path.latents.shape[1], 0))
-    return path._replace(latents=jnp.moveaxis(path.latents, 0, 1), times=empty, old=empty)
+    latents = jnp.moveaxis(path.latents, 0, 1)
+    return path._replace(latents=latents, times=empty, second=empty, noise=empty, old=empty)
+
+
+def _steps_first(part: Trajectory, path: Trajectory) -> Trajectory:
+    """A micro-batch of `_rows_first` as a trajectory again; `old` travels beside it."""
+    latents = jnp.moveaxis(part.latents, 0, 1)
+    return part._replace(latents=latents, times=path.times, second=path.second, noise=path.noise)

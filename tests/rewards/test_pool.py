@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scoring in threads: order, errors, and the share of time that nobody waited for."""
+
+import time
+
+import numpy as np
+import pytest
+
+from thinkgen_jax.rewards import Scorer, pool
+from thinkgen_jax.structs import Request, Sample
+
+NAME = f"{__name__}:brightness"
+PIXELS = np.zeros((1, 1, 3), np.uint8)
+
+
+def brightness(samples):
+    time.sleep(0.2)
+    return np.array([float(s.request.prompt) for s in samples])
+
+
+def samples(*values):
+    return [Sample(Request(str(v)), "", PIXELS, True) for v in values]
+
+
+@pytest.fixture
+def threads():
+    return pool.Pool(Scorer({NAME: 1.0}), 1)
+
+
+def test_batches_come_back_in_order(threads):
+    threads.submit(lambda: (time.sleep(0.1), samples(0.1, 0.2))[1])
+    threads.submit(lambda: samples(0.3))
+    scored = threads.collect()
+    np.testing.assert_allclose(scored.rated.parts[NAME], [0.1, 0.2, 0.3], rtol=1e-6)
+    assert [s.request.prompt for s in scored.samples] == ["0.1", "0.2", "0.3"]
+    assert 0.4 <= scored.seconds < 0.6
+
+
+def test_time_is_hidden_while_nobody_waits(threads):
+    threads.submit(lambda: samples(0.5))
+    time.sleep(0.4)
+    assert threads.collect().hidden > 0.9
+    threads.submit(lambda: samples(0.5))
+    assert threads.collect().hidden < 0.3
+
+
+def test_errors_of_rewards_are_errors_once(threads):
+    threads.submit(lambda: samples(7.0))
+    with pytest.raises(ValueError, match="gave 7.0, declared are"):
+        threads.collect()
+    threads.submit(lambda: samples(0.25))
+    np.testing.assert_allclose(threads.collect().rated.parts[NAME], [0.25])
