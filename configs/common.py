@@ -11,11 +11,15 @@ from ml_collections.config_dict import placeholder
 
 PRESETS = ("nano", "tiny", "mid", "thinkgen")
 SMALL = ("nano", "tiny")  # of recipes that the released system has no use for
+# Sizes of (data, fsdp, tensor, context). fsdp and tensor stop at 8, which is what divides the DiT.
 MESHES = {
     "": (1, 1, 1, 1),
-    "v5e-256": (1, 256, 1, 1),
-    "v5p-64": (1, 32, 1, 1),
-    "v6e-64": (1, 64, 1, 1),
+    "v5e-256": (4, 8, 8, 1),
+    "v5p-64": (1, 8, 4, 1),
+    "v5p-128": (1, 8, 8, 1),
+    "v6e-64": (1, 8, 8, 1),
+    "v6e-256": (4, 8, 8, 1),
+    "tpu7x-32": (1, 8, 4, 1),
     "gpu-8": (1, 8, 1, 1),
 }
 
@@ -46,6 +50,10 @@ def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> C
     config.model = preset
     config.prepad = placeholder(int)  # number of prepadding states; None takes the preset's
     config.marker = placeholder(str)  # token before the instruction; None takes the preset's
+    config.dtype = "bfloat16" if preset == "thinkgen" else "float32"  # of activations
+    config.remat = "full" if preset == "thinkgen" else "none"  # see models/layers.py
+    config.image_size = placeholder(int)  # side of drawn pictures; None takes the preset's
+    config.thought_tokens = placeholder(int)  # longest response; None takes the preset's
     config.seed = 0
     config.mesh = dict(data=data, fsdp=fsdp, tensor=tensor, context=context)
     config.steps = 0  # optimizer steps of the whole run
@@ -53,6 +61,8 @@ def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> C
     # Where each tree comes from: "random", "assets" (shipped nano weights), or a run's directory.
     config.start = dict(mllm="assets", dit="assets", vae="assets")
     config.reinit = ()  # patterns of DiT parameters that start fresh whatever `start` says
+    # Pictures to learn from instead of what the plan says: "photos", "a.jsonl@3,shards/*.tar@1".
+    config.data = placeholder(str)
     config.optim = {}
     config.checkpoint = dict(every=200, keep=2)
     config.log = dict(images=20)
@@ -112,9 +122,63 @@ def stream(
     )
 
 
-def flow(batch: int, streams: dict[str, dict]) -> dict:
-    """Plans of a supervised stage of the DiT, behind the MLLM."""
-    return dict(flow_sft=dict(batch=batch, streams=streams, drop=0.1, plain=False, workers=0))
+def source(kind: str, *, weight: float = 1.0) -> dict:
+    """One source of real pictures; its path is the user's. Kinds: thinkgen_jax/data/corpus.py."""
+    return dict(
+        kind=kind,
+        path=placeholder(str),
+        weight=weight,
+        root=placeholder(str),  # folder that paths in records are below; None is the file's own
+        split="train",  # of a TFDS data set
+        columns={},  # names that a Parquet table has for our fields
+    )
+
+
+def corpus(pixels: int, *, length: int, sources: dict[str, dict] | None = None) -> dict:
+    """Real pictures instead of streams, or with `config.data`; without sources there are none."""
+    return dict(
+        sources=sources or {},
+        pixels=pixels,  # area budget of a picture to draw
+        # Budgets of each of 1, 2, 3, 4 and more references, never above `pixels`. OmniGen2.
+        references=(1024**2, 1024**2, 768**2, 512**2),
+        scales=(1.0, 0.75, 0.5),  # of sides, for pictures that do not fill the first; a guess
+        length=length,  # tokens of a row
+        clean=0.5,  # share of captions without "The image shows " and its like. OmniGen2
+        broken=0.01,  # share of records that may be unusable; a guess
+        encoded=placeholder(str),  # folder made by thinkgen_jax/precompute.py, read instead of all
+    )
+
+
+def paper(pixels: int, *, quality: bool = False) -> dict:
+    """The released system's pictures: two sources whose paths are the user's.
+
+    The paper's data is not released; numbers are those of public summaries of it.
+    """
+    if quality:  # stage 3: 0.7 M pictures of high quality, of kinds that nobody tells
+        sources = dict(quality=source("webdataset", weight=0.7))
+    else:  # stages 1 and 2: 60 M in all, read as 54 M with captions and 6 M edits
+        sources = dict(
+            captions=source("webdataset", weight=54.0), edits=source("webdataset", weight=6.0)
+        )
+    return corpus(pixels, length=888, sources=sources)  # 888: OmniGen2's longest row
+
+
+def flow(batch: int, streams: dict[str, dict], pictures: dict | None = None) -> dict:
+    """Plans of a supervised stage of the DiT, behind the MLLM.
+
+    Args:
+      pictures: see `corpus`; None is the nano system's.
+    """
+    return dict(
+        flow_sft=dict(
+            batch=batch,
+            streams=streams,
+            corpus=pictures or corpus(64 * 64, length=128),
+            drop=0.1,
+            plain=False,
+            workers=0,
+        )
+    )
 
 
 def draw(

@@ -15,4 +15,5 @@ def get_config(arg=None):
     config.checkpoint.every = 10
     config.log.images = 10
     config.evaluate.count = 256 if nano else 0
+    sepgrpo.longest(config)
     return common.shrink(config) if config.model == "tiny" else config

@@ -11,6 +11,20 @@ run one phase alone.
 
 from configs import common
 
+SIDE, PROMPT, THOUGHT = 512, 2048, 2048  # pixels and tokens of the released system's rollouts
+
+
+def longest(config) -> None:
+    """Rollouts of the released system draw smaller and think shorter than inference may."""
+    if config.model == "thinkgen":
+        config.image_size, config.thought_tokens = SIDE, THOUGHT
+        for plan in config.plans.values():
+            for stream in plan.streams.values():
+                stream.length = PROMPT
+        for tree, parts in (("mllm", 32), ("dit", 6)):
+            if tree in config.optim:
+                config.optim[tree].accumulate = parts
+
 
 def token_plan(nano: bool) -> dict:
     """Stage 4; constants without a size are EasyR1's, sizes of the released system are guesses."""
@@ -36,7 +50,7 @@ def path_plan(nano: bool) -> dict:
     # No sign of the nano DiT can be read yet: their rewards are all near 0 and tell nothing.
     drawn = dict(composition=0.75, reasoning=0.25) if nano else dict(composition=0.7, text=0.3)
     return dict(
-        prompts=6 if nano else 48,
+        prompts=6 if nano else 64,  # 64 groups of 24 lie evenly on up to 256 devices
         group=8 if nano else 24,
         inner=1,
         chunks=1,
@@ -77,4 +91,5 @@ def get_config(arg=None):
     config.checkpoint.every = 10
     config.log.images = 10
     config.evaluate.count = 256 if nano else 0
+    longest(config)
     return common.shrink(config) if config.model == "tiny" else config

@@ -14,7 +14,7 @@ FOLDERS = ("thinkgen_jax", "configs", "launch", "tests")
 DOORS = ("train", "generate", "evaluate", "convert", "compile", "demo", "precompute", "doctor")
 TOOLS = {"sharding", "checkpoint", "optim", "logs", "report", "cache", "data", "world", "rewards"}
 BODIES = {"structs", "models", "sharding", "checkpoint", "optim", "logs"}
-BELOW = {"structs", "models", "sampling", "steps", "hf"} | TOOLS
+BELOW = {"structs", "models", "sampling", "steps", "hf", "hosts"} | TOOLS
 ROADS = {"parts", "pipeline", "rollout", "phases", "bench"}
 FLOORS = {  # room: the rooms it may import beside itself
     **{"__init__": set(), "cli": set(), "structs": set(), "models": {"structs", "sharding"}},
@@ -23,15 +23,21 @@ FLOORS = {  # room: the rooms it may import beside itself
     **{"sampling": BODIES, "steps": BODIES | {"sampling"}, "hf": BODIES | {"data"}},
     **{"parts": BELOW, "pipeline": BELOW | {"parts"}, "bench": BELOW | {"parts", "pipeline"}},
     **{"rollout": BELOW | {"parts", "pipeline"}, "phases": BELOW | {"parts", "rollout"}},
+    **{
+        "hosts": {"structs", "sharding"},
+        "flops": {"structs", "models"},
+        "aot": BELOW | ROADS | {"flops"},
+    },
     # Before the doors: what their configs mean.
     **{"starts": BELOW | {"parts"}, "recipe": BELOW | ROADS | {"starts"}},
-    **{door: BELOW | ROADS | {"starts", "recipe", "cli"} for door in DOORS},
+    **{door: BELOW | ROADS | {"starts", "recipe", "cli", "flops", "aot"} for door in DOORS},
 }
 FENCES = {  # third-party package: beginnings of the paths, below the package, that may import it
     **{"flax": ("models/",), "optax": ("optim.py", "steps/"), "orbax": ("checkpoint.py",)},
     **{"grain": ("data/",), "absl": (*DOORS, "cli.py"), "safetensors": ("hf/",)},
     **{"ml_collections": (*DOORS, "recipe.py", "starts.py")},
     **{"transformers": ("data/text.py",), "tokenizers": ("data/text.py",)},
+    **{"tensorflow_datasets": ("data/",), "pyarrow": ("data/",), "array_record": ("data/",)},
     **{"scipy": ("world/", "data/"), "PIL": ("world/", "data/", "logs.py", "rewards/remote.py")},
     **{"matplotlib": ("report.py",), "tensorboardX": ("logs.py",), "tqdm": ("logs.py",)},
     **{"httpx": ("rewards/remote.py",), "rapidfuzz": ("rewards/words.py",)},
@@ -41,7 +47,10 @@ FENCES = {  # third-party package: beginnings of the paths, below the package, t
 PRINTERS = (*DOORS, "cli.py", "world/gates.py", "world/attacks.py", "world/calibrate.py")
 WITHOUT_JAX = ("data/", "world/")
 OPTIONAL = {"rapidocr"}  # named in launch/requirements-*.txt
-DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"}
+DISTRIBUTIONS = {
+    **{"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"},
+    **{"tensorflow_datasets": "tensorflow-datasets"},
+}
 TOP = {*FOLDERS, "README.md", "LICENSE", "requirements.txt"}
 DOTS = {".ci", ".gitignore", ".pytest.ini", ".ruff.toml"}
 MACHINE = re.compile(r"(?<![\w.})])/" + r"(work|tmp|root|home|Users)/\w")

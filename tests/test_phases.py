@@ -12,7 +12,7 @@ from thinkgen_jax import parts, phases, rollout
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.models import presets
 from thinkgen_jax.phases import RlPlan, SftPlan
-from thinkgen_jax.rewards import Scorer
+from thinkgen_jax.rewards import Scorer, pool
 from thinkgen_jax.rewards.pool import Pool
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw, Thinking
@@ -141,10 +141,10 @@ def test_stream_is_found_by_scenario():
 
 def test_invalid_responses_get_the_floor_and_hopeless_groups_are_dropped():
     rewards, valid = np.array([0.4, 0.9, 0.0, 0.0]), np.array([True, True, False, False])
-    table, usable = rollout.settle(rewards, valid, group=2, floor=0.0)
+    table, usable = pool.fill(rewards, valid, group=2, floor=0.0)
     assert usable.tolist() == [True, False]
     np.testing.assert_allclose(table, [[0.4, 0.9], [0, 0]], rtol=1e-6)
-    table, usable = rollout.settle(
+    table, usable = pool.fill(
         np.array([0.4, 0.8, 0.6]), np.array([True, False, True]), group=3, floor=0.1
     )
     assert usable.all()
@@ -180,7 +180,7 @@ def test_rewards_here_and_at_a_server_add_up():
     scored, got = sent(answer)
     np.testing.assert_allclose(got.table, [[1.0, 1.2], [0.4, 1.0]], rtol=1e-5)
     assert got.usable.all() and not got.failed.any()
-    metrics = phases._reward_metrics(got, scored)
+    metrics = pool.reward_metrics(got, scored)
     assert metrics["reward"] == pytest.approx(0.9) and metrics["reward_far"] == 5.0
     assert (metrics["failed_groups"], metrics["dropped_groups"]) == (0.0, 0.0)
     np.testing.assert_array_equal(got.learnt, got.table)
@@ -196,12 +196,12 @@ def test_a_group_without_an_answer_is_no_number():
 
     scored, got = sent(answer)
     assert got.usable.tolist() == [False, True] and got.failed.tolist() == [True, False]
-    metrics = phases._reward_metrics(got, scored)
+    metrics = pool.reward_metrics(got, scored)
     assert metrics["reward"] == pytest.approx(0.7) and metrics["failed_groups"] == 0.5
     captions = phases._gallery(scored.samples, got, 2).captions
     assert "reward" not in captions[0] and "reward 0.40" in captions[2]
     scored, got = sent(lambda *_: (500, {}))
-    assert got.failed.all() and np.isnan(phases._reward_metrics(got, scored)["reward"])
+    assert got.failed.all() and np.isnan(pool.reward_metrics(got, scored)["reward"])
 
 
 @pytest.mark.parametrize(

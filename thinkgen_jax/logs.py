@@ -65,9 +65,9 @@ def setup(workdir: str | Path | None = None, *, level: int = logging.INFO) -> lo
     return logger
 
 
-def tell(line: str) -> None:
-    """Puts one line into the run's log."""
-    logging.getLogger("thinkgen_jax").info(line)
+def note(line: str) -> None:
+    """Tells the user one line, on the screen and in `log.txt`."""
+    logging.getLogger("thinkgen_jax").info("%s", line)
 
 
 class Writer:

@@ -24,11 +24,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkgen_jax import logs, rewards, rollout
-from thinkgen_jax.data import batches
+from thinkgen_jax.data import batches, corpus, encoded, feeding
 from thinkgen_jax.data.batches import Shape, Stream
+from thinkgen_jax.data.corpus import Corpus
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.rewards import DROP_LIMIT, Scorer
-from thinkgen_jax.rewards.pool import Pool, Scored
+from thinkgen_jax.rewards.pool import (
+    COMBINE,
+    Pool,
+    Scored,
+    Settled,
+    reward_metrics,
+    settle,
+)
 from thinkgen_jax.rewards.remote import Failed, Service
 from thinkgen_jax.rollout import Draw, Paths, Span, Thinking
 from thinkgen_jax.steps import cost, dit_grpo, flow_sft, grpo, mllm_grpo, text_sft, vae_sft
@@ -37,8 +45,6 @@ from thinkgen_jax.steps.mllm_grpo import MllmGrpoConfig
 from thinkgen_jax.steps.state import Learner
 from thinkgen_jax.structs import Key, Params, Request, Sample, States, Thoughts, Tree
 
-COMBINE = ("sum", "gdpo")
-
 
 @dataclass(frozen=True)
 class SftPlan:
@@ -46,7 +52,8 @@ class SftPlan:
 
     Attributes:
       batch: rows of a step.
-      streams: kinds of batches, mixed by weight.
+      streams: kinds of batches, mixed by weight; none beside a corpus.
+      corpus: real pictures instead of streams (flow_sft).
       pool: batches whose rows are sorted by length together, so that short ones are padded less;
         1 gives every batch the stream's length (flow_sft).
       workers: processes that make the batches; 0 makes them in this one, which is enough where a
@@ -63,7 +70,8 @@ class SftPlan:
     """
 
     batch: int
-    streams: tuple[Stream, ...]
+    streams: tuple[Stream, ...] = ()
+    corpus: Corpus | None = None
     pool: int = 1
     workers: int = 0
     drop: float = 0.1
@@ -79,6 +87,10 @@ class SftPlan:
         for name in ("batch", "pool", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if (self.corpus is None) == (not self.streams):
+            raise ValueError("give either streams or a corpus with sources")
+        if self.corpus is not None and self.pool > 1:
+            raise ValueError(f"pool = {self.pool}: rows of a corpus are not pooled, it must be 1")
         if self.workers < 0 or (self.workers and self.pool > 1):
             raise ValueError(
                 f"workers = {self.workers}, pool = {self.pool}: workers must be at least 0, and "
@@ -174,16 +186,6 @@ class Gallery(NamedTuple):
     captions: list[str]
 
 
-class Settled(NamedTuple):
-    """Rewards of an iteration, invalid responses and failed servers settled."""
-
-    table: np.ndarray  # [B, G], weighted sums
-    usable: np.ndarray  # bool [B], groups that are learnt from
-    failed: np.ndarray  # bool [B], groups that a server gave no usable answer for
-    learnt: np.ndarray  # [B, G], what advantages are made of
-    means: dict[str, float]  # of each reward, failed groups left out
-
-
 class Phase(NamedTuple):
     """One kind of step: which tree learns, on what, how."""
 
@@ -246,6 +248,9 @@ def _text(plan: SftPlan, setup: Setup) -> Phase:
 
 def _flow(plan: SftPlan, setup: Setup) -> Phase:
     parts = setup.parts
+    data, tokens = _flow_data(plan, setup)
+    if isinstance(data, feeding.Feed):
+        logs.note(data.about)
     step = flow_sft.make_step(
         parts.dit,
         parts.encoder,
@@ -253,21 +258,50 @@ def _flow(plan: SftPlan, setup: Setup) -> Phase:
         shift=parts.system.shift if plan.shift is None else plan.shift,
         draws=plan.draws,
         frame=len(parts.text.pseudo("")),
+        tokens=tokens,
     )
-    shape = _shape(setup)
-    data = [
-        batches.flow_stream(
-            s, shape, size=plan.batch, pool=plan.pool, drop=plan.drop, plain=plan.plain
-        )
-        for s in plan.streams
-    ]
-    frozen = {"mllm": setup.frozen.get("mllm"), "vae": setup.frozen["vae"]}
+    frozen = {tree: setup.frozen.get(tree) for tree in ("mllm", "vae")}
 
     def update(states: States, batch, key: Key):
         state, metrics = step(states["dit"], frozen, batch, key)
+        if isinstance(data, feeding.Feed):
+            for name, why in data.news():
+                logs.note(f"skipped {name}: {why}")
+            metrics = {**metrics, "broken": float(len(data.broken))}
         return {**states, "dit": state}, metrics, None
 
-    return Phase("dit", _mixed(data, plan), update)
+    return Phase("dit", data, update)
+
+
+def _flow_data(plan: SftPlan, setup: Setup):
+    """The batches of a flow phase, and the mean tokens of a picture where their sizes differ."""
+    shape = _shape(setup)
+    how = dict(drop=plan.drop, plain=plan.plain)
+    if plan.corpus is None:
+        data = [
+            batches.flow_stream(s, shape, size=plan.batch, pool=plan.pool, **how)
+            for s in plan.streams
+        ]
+        return _mixed(data, plan), None
+    side, host = setup.parts.system.multiple, (jax.process_index(), jax.process_count())
+    if plan.corpus.encoded is not None:
+        found = encoded.Encodings(plan.corpus.encoded)
+        encoded.check(found, width=setup.parts.system.dit.condition_dim, plain=plan.plain)
+        data, weights = encoded.streams(
+            found, size=plan.batch, drop=plan.drop, seed=setup.seed, host=host
+        )
+        feed = batches.mixed(data, weights, workers=plan.workers)
+        return feed, encoded.mean_tokens(found)
+    return feeding.feed(
+        plan.corpus,
+        shape,
+        multiple=corpus.multiple_of(side),
+        tokens=side,
+        size=plan.batch,
+        workers=plan.workers,
+        host=host,
+        **how,
+    )
 
 
 def _mixed(data: Sequence, plan: SftPlan):
@@ -279,10 +313,11 @@ def _mixed(data: Sequence, plan: SftPlan):
 
 def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
     parts = setup.parts
-    logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token)
+    cut = setup.learners["mllm"].accumulate
+    logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token, cut)
     grpo_step = mllm_grpo.make_step(parts.mllm, setup.learners["mllm"], plan.token)
     reference = setup.references.get("mllm")
-    pool = Pool(_open("mllm_grpo", plan), plan.group)
+    pool = _open("mllm_grpo", plan)
 
     def draw(params: Params, requests: list[Request], key: Key) -> Thinking:
         """Draws part of an iteration and hands it over to the rewards."""
@@ -306,7 +341,7 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         scored = pool.collect()
         settled = _settle(plan, scored)
         if settled.failed.all():  # nothing to learn from, not even where the reference lies
-            return states, _reward_metrics(settled, scored), None
+            return states, reward_metrics(settled, scored), None
         scope = "group" if plan.combine == "sum" else "batch"
         advantage = _advantages(settled.learnt, settled.usable, scope=scope, ddof=1, eps=1e-6)
         mask = mask & jnp.asarray(np.repeat(settled.usable, plan.group))[:, None]
@@ -320,7 +355,7 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         metrics = {
             **metrics,
             "ratio_first": first["ratio"],
-            **_reward_metrics(settled, scored),
+            **reward_metrics(settled, scored),
             "valid": float(np.mean(np.asarray(thinking.valid))),
             "tokens": float(written.mean()),
             "stopped": float(np.mean(np.asarray(thinking.decoded.stopped))),
@@ -335,7 +370,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
     logprobs = dit_grpo.make_logprobs(parts.dit, plan.path)
     grpo_step = dit_grpo.make_step(parts.dit, setup.learners["dit"], plan.path)
     reference = setup.references.get("dit") if plan.path.kl else None
-    pool, kept = Pool(_open("dit_grpo", plan), plan.group), KeptOld(plan)
+    pool, kept = _open("dit_grpo", plan), KeptOld(plan)
 
     def draw(params: Params, span: Span, requests: list[Request], key: Key) -> Paths:
         """Draws part of an iteration and hands it over to the rewards."""
@@ -363,7 +398,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
         scored = pool.collect()
         settled = _settle(plan, scored)
         if settled.failed.all():
-            return states, _reward_metrics(settled, scored), None
+            return states, reward_metrics(settled, scored), None
         path = path._replace(
             advantages=_advantages(settled.learnt, settled.usable, scope="batch", ddof=0, eps=1e-4),
             weights=jnp.asarray(np.repeat(settled.usable, plan.group), jnp.float32),
@@ -378,7 +413,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             **metrics,
             "ratio_first": first["ratio"],
             "drift_first": first["drift"],
-            **_reward_metrics(settled, scored),
+            **reward_metrics(settled, scored),
             "forwards": forwards(plan, span, trained, path.references is not None),
         }
         return {**states, "dit": state}, metrics, _gallery(scored.samples, settled, plan.group)
@@ -411,18 +446,23 @@ class KeptOld:
 
 
 def span_of(plan: RlPlan, key: Key) -> tuple[Span, int]:
-    """The stochastic steps of an iteration, and how many of them are trained.
-
-    Without a window every step is stochastic and the first 99 % of them are trained: the last one
-    has almost no noise left.
-    """
-    steps = plan.draw.steps
-    begin, end = plan.window if plan.window != (0, 0) else (0, steps)
-    width = plan.width or end - begin
+    """The stochastic steps of an iteration, and how many of them are trained."""
+    begin, end = plan.window if plan.window != (0, 0) else (0, plan.draw.steps)
+    width, trained = widths(plan)
     if end - begin > width:
         begin = jax.random.randint(key, (), begin, end - width + 1)
-    trained = width if width < steps else max(1, int(0.99 * steps))
     return Span(begin, width, plan.noise, plan.shared), trained
+
+
+def widths(plan: RlPlan) -> tuple[int, int]:
+    """Number of stochastic steps, and of trained ones.
+
+    Where every step is stochastic the first 99 % of them are trained: the last one has almost no
+    noise left.
+    """
+    steps, (begin, end) = plan.draw.steps, plan.window
+    width = plan.width or end - begin or steps
+    return width, width if width < steps else max(1, int(0.99 * steps))
 
 
 def forwards(plan: RlPlan, span: Span, trained: int, references: bool) -> float | jax.Array:
@@ -460,7 +500,7 @@ def _chunks(requests: Sequence[Request], key: Key, count: int) -> list[tuple[lis
     return list(zip(parts, jax.random.split(key, count), strict=True))
 
 
-def _open(name: str, plan: RlPlan) -> Scorer:
+def _open(name: str, plan: RlPlan) -> Pool:
     """Opens a phase's rewards and tells what each is.
 
     Raises:
@@ -469,33 +509,18 @@ def _open(name: str, plan: RlPlan) -> Scorer:
     scorer = Scorer(plan.rewards, plan.servers, drop_limit=plan.drop_limit)
     try:
         for line in scorer.describe():
-            logs.tell(f"{name}: {line}")
+            logs.note(f"{name}: {line}")
     except Failed as err:
         scorer.close()
         raise ValueError(f"config.plans.{name}.servers: {err}") from None
-    return scorer
+    return Pool(scorer, plan.group)
 
 
 def _settle(plan: RlPlan, scored: Scored) -> Settled:
-    """Settles invalid responses and drops groups without an answer."""
-    rated, valid = scored.rated, np.asarray([s.valid for s in scored.samples])
-    for cause in rated.causes:
-        logs.tell(f"groups dropped: {cause}")
-    failed = rated.failed.reshape(-1, plan.group).any(axis=1)
-    total = rewards.total(scored.samples, rated.parts, plan.rewards, plan.servers)
-
-    def tables(values: np.ndarray, weights: Mapping[str, float]):
-        floor, _ = rewards.bounds(weights, plan.servers)
-        return rollout.settle(values, valid, group=plan.group, floor=floor)
-
-    table, usable = tables(total, plan.rewards)
-    parts = {name: tables(part, {name: 1.0})[0] for name, part in rated.parts.items()}
-    learnt = table
-    if plan.combine == "gdpo":
-        weights = np.asarray([plan.rewards[name] for name in parts])
-        learnt = grpo.combine(np.stack(list(parts.values())), weights)
-    means = {} if failed.all() else {n: float(p[~failed].mean()) for n, p in parts.items()}
-    return Settled(table, usable & ~failed, failed, learnt, means)
+    """Settles invalid responses and failed servers; what failed is told."""
+    for cause in scored.rated.causes:
+        logs.note(f"groups dropped: {cause}")
+    return settle(scored, plan.rewards, plan.servers, group=plan.group, combine=plan.combine)
 
 
 def _advantages(
@@ -506,27 +531,6 @@ def _advantages(
     if usable.any():
         out[usable] = grpo.advantages(table[usable], scope=scope, ddof=ddof, eps=eps)
     return jnp.asarray(out.reshape(-1))
-
-
-def _reward_metrics(settled: Settled, scored: Scored) -> dict[str, float]:
-    """Numbers of an iteration; groups without an answer are counted, not averaged."""
-    counts = {
-        "failed_groups": float(settled.failed.mean()),
-        "dropped_groups": float(1 - settled.usable.mean()),
-        "reward_seconds": scored.seconds,
-        "reward_hidden": scored.hidden,
-    }
-    if settled.failed.all():
-        return {"reward": float("nan"), **counts}
-    table = settled.table[~settled.failed]
-    each = {f"reward_{name}": mean for name, mean in settled.means.items()}
-    return {
-        "reward": float(table.mean()),
-        "reward_best": float(table.max(axis=1).mean()),
-        "flat_groups": float((table.std(axis=1) < 1e-6).mean()),
-        **(each if len(each) > 1 else {}),
-        **counts,
-    }
 
 
 def _gallery(shown: Sequence[Sample], settled: Settled, group: int) -> Gallery:

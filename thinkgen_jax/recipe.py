@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 
 from thinkgen_jax import logs, parts, pipeline, sharding, starts
 from thinkgen_jax.bench import miniature
+from thinkgen_jax.data import corpus
 from thinkgen_jax.data.batches import Stream
+from thinkgen_jax.data.corpus import Corpus, Source
 from thinkgen_jax.hf import assets
 from thinkgen_jax.optim import OptimConfig
 from thinkgen_jax.phases import RlPlan, Setup, SftPlan
@@ -74,7 +76,7 @@ def _is_rl(config: ConfigDict) -> bool:
 
 def _frozen(config: ConfigDict) -> set[str]:
     names = {name for name, _ in config.phases}
-    if "flow_sft" not in names:
+    if "flow_sft" not in names or is_encoded(config):
         return set()
     return {"vae"} if config.get("dit_condition") else {"vae", "mllm"}
 
@@ -99,7 +101,7 @@ def plans(config: ConfigDict) -> Iterator[tuple[str, SftPlan | RlPlan]]:
     """
     for name in dict.fromkeys(name for name, _ in config.phases):
         try:
-            yield name, plan(config.plans[name].to_dict())
+            yield name, plan(with_data(config, config.plans[name].to_dict()))
         except ValueError as err:
             raise ValueError(f"config.plans.{name}: {err}") from None
 
@@ -136,21 +138,67 @@ def check_rows(config: ConfigDict) -> None:
     Raises:
       ValueError: naming the rows of a step and the number of parts.
     """
-    ways = sharding.batch_ways(jax.sharding.get_mesh())
     for name, _ in config.phases:
+        axes = ("batch",) if LEARNS[name] == "mllm" else ("rows",)
+        ways = sharding.parts(axes)
         block, accumulate = config.plans[name], config.optim[LEARNS[name]].accumulate
         key = "batch" if "batch" in block else "prompts * group"
         rows = block.batch if "batch" in block else block.prompts * block.group
         if rows % (ways * accumulate):
             raise ValueError(
                 f"config.plans.{name}: {key} = {rows} is not divisible by {ways * accumulate} "
-                f"(config.mesh data * fsdp = {ways}, accumulate = {accumulate})"
+                f"({' * '.join(sharding.ACT_RULES[axes[0]])} of config.mesh = {ways}, "
+                f"accumulate = {accumulate})"
             )
+
+
+def with_data(config: ConfigDict, block: dict) -> dict:
+    """A plan's block with `config.data`, where it is given, in the place of its pictures.
+
+    Raises:
+      ValueError: when the block takes no real pictures, or `config.data` cannot be read.
+    """
+    if config.get("data") is None:
+        # What was encoded takes the place of streams and sources alike.
+        if block.get("corpus", {}).get("encoded") is not None:
+            return {**block, "streams": {}, "corpus": {**block["corpus"], "sources": {}}}
+        return block
+    if "corpus" not in block:
+        raise ValueError("takes no real pictures, config.data must not be given")
+    try:
+        sources = corpus.parse_sources(config.data)
+    except ValueError as err:
+        raise ValueError(f"config.data: {err}") from None
+    found = {f"s{number:03}": vars(source) for number, source in enumerate(sources)}
+    return {**block, "streams": {}, "corpus": {**block["corpus"], "sources": found}}
+
+
+def is_encoded(config: ConfigDict) -> bool:
+    """Whether the supervised phase reads what the frozen networks have made already."""
+    block = config.plans.get("flow_sft", {})
+    return "corpus" in block and block.corpus.encoded is not None
+
+
+def pictures(block: dict) -> Corpus | None:
+    """A `corpus` block as a record, its sources in the order of their names; None without any."""
+    if not block["sources"] and block["encoded"] is None:
+        return None
+    sources = []
+    for name in sorted(block["sources"]):
+        values = dict(block["sources"][name])
+        values["columns"] = tuple(sorted(dict(values["columns"]).items()))
+        try:
+            sources.append(Source(**values))
+        except ValueError as err:
+            raise ValueError(f"corpus.sources.{name}: {err}") from None
+    return Corpus(**{**_tuples(block), "sources": tuple(sources)})
 
 
 def plan(block: dict) -> SftPlan | RlPlan:
     """One `config.plans` block as a record; streams in the order of their names."""
     values = _tuples(block)
+    if "corpus" in values:
+        values["corpus"] = pictures(block["corpus"])
     values["streams"] = tuple(Stream(**block["streams"][name]) for name in sorted(block["streams"]))
     if "batch" in values:
         if "loss" in values:

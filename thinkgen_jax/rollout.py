@@ -6,8 +6,7 @@
 * Phase B (`path_group`): one condition per request, shared by its group; the DiT draws G stochastic
   paths from different noise.
 * Requests of one batch are of one kind (drawing, editing, ...): shapes stay static.
-* An invalid response (no marker, or nothing behind it) gets the least valid reward of its group, or
-  the reward's floor if that is less; a group without a valid response is dropped and counted.
+* What becomes of the rewards, and of invalid responses, is `rewards.pool`'s.
 
 Source: paper 4 (SepGRPO); Flow-GRPO.
 """
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinkgen_jax import sharding
 from thinkgen_jax.data import batches, prompts
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.data.images import merged_tokens
@@ -29,7 +29,7 @@ from thinkgen_jax.parts import Parts
 from thinkgen_jax.sampling import decode, flow, sde
 from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.steps.encode import blank, to_uint8
-from thinkgen_jax.steps.text_sft import rows_first, rows_last
+from thinkgen_jax.steps.rows import rows_first, rows_last
 from thinkgen_jax.structs import (
     Condition,
     Decoded,
@@ -155,7 +155,7 @@ def _read(encoder, params: Tree, prompt: Prompt, decoded: Decoded, length: int):
     valid = vgi.has_instruction(
         whole.ids, whole.segments, close_id=encoder.close_id, drop_last=True
     )
-    return valid, encoder.condition(params, whole, drop_last=True)
+    return sharding.whole(valid), encoder.condition(params, whole, drop_last=True)
 
 
 def together(thoughts: Sequence[Thinking]) -> Thinking:
@@ -217,7 +217,7 @@ def decode_pixels(parts: Parts, vae: Tree, tokens: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("encoder", "h", "w"))
 def _pixels(encoder, vae, tokens, h, w):
-    return to_uint8(encoder.tokens_to_pixels(vae, tokens, h=h, w=w))
+    return sharding.whole(to_uint8(encoder.tokens_to_pixels(vae, tokens, h=h, w=w)))
 
 
 @partial(jax.jit, static_argnames=("encoder",))
@@ -428,21 +428,3 @@ def samples(
         Sample(request, instruction, image, bool(ok))
         for request, instruction, image, ok in zip(rows, words, images, valid, strict=True)
     ]
-
-
-def settle(
-    rewards: np.ndarray, valid: np.ndarray, *, group: int, floor: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards [B, G] with invalid responses settled, and which groups can be learnt from.
-
-    Args:
-      rewards: [B · G].
-      valid: bool [B · G], False for a response without an instruction.
-      floor: least value the reward can take.
-    """
-    table, ok = rewards.reshape(-1, group).astype(np.float64), valid.reshape(-1, group)
-    usable = ok.any(axis=1)
-    least = np.where(ok, table, np.inf).min(axis=1, keepdims=True)
-    least = np.minimum(least, floor)
-    settled = np.where(ok, table, least)
-    return np.where(usable[:, None], settled, floor).astype(np.float32), usable

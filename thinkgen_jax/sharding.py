@@ -21,16 +21,20 @@ AXES = ("data", "fsdp", "tensor", "context")
 
 ACT_RULES = {
     "batch": ("data", "fsdp"),
+    "rows": ("data", "fsdp", "tensor"),  # of networks whose heads `tensor` does not cut
     "seq": "context",
     "heads": "tensor",
     "width": None,
     None: None,
 }
 
-# First match wins; `layers` stacks add a leading [L]. `PLANE` is the two-axis FSDP of the DiT,
-# whose 21 query heads, 7 key/value heads and width 2520 no power of two past 8 divides.
+# First match wins; `layers` stacks add a leading [L]. No power of two past 8 divides the DiT's
+# width 2520, and none its 21 query heads and 7 key/value heads: its kernels are cut by `fsdp` along
+# one axis and by `tensor` along the other, its activations by rows alone, so that both are FSDP.
 PLANE = ("fsdp", "tensor")
 PARAM_RULES: tuple[tuple[str, P], ...] = (
+    # low-rank adapters: small
+    (r"/lora_[ab]$", P()),
     # gains and biases, stacked or not
     (r"/(scale|bias|norm)$", P()),
     # mllm: decoder
@@ -40,61 +44,116 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r"decoder/self_attn/o_proj/kernel$", P(None, "tensor", None, "fsdp")),  # [L, N, H, D]
     (r"decoder/mlp/(gate|up)_proj/kernel$", P(None, "fsdp", "tensor")),  # [L, D, F]
     (r"decoder/mlp/down_proj/kernel$", P(None, "tensor", "fsdp")),  # [L, F, D]
-    (r"decoder/.*norm/scale$", P()),  # [L, D] or [L, H]
-    # mllm: vision tower, small beside the decoder
-    (r"visual/.*", P()),
-    # dit: blocks are stacked [L, ...]; the plane lies over the input width
-    (r"(layers|refiner)/attn/to_[qkv]/kernel$", P(None, PLANE, None, None)),  # [L, W, N, H]
-    (r"(layers|refiner)/attn/to_out/kernel$", P(None, None, None, PLANE)),  # [L, N, H, W]
-    (r"(layers|refiner)/feed_forward/(gate|up)/kernel$", P(None, None, PLANE)),  # [L, W, F]
-    (r"(layers|refiner)/feed_forward/down/kernel$", P(None, PLANE, None)),  # [L, F, W]
-    (r"(layers|refiner)/modulation/kernel$", P(None, PLANE, None)),  # [L, T, 4W]
-    (r"caption_embedder/linear/kernel$", P(PLANE, None)),  # [E, W]
+    # mllm: vision tower
+    (r"visual/blocks/(attn|mlp)/(qkv|proj|linear_fc1)/kernel$", P(None, PLANE)),  # [L, W, ...]
+    (r"visual/blocks/mlp/linear_fc2/kernel$", P(None, None, PLANE)),  # [L, F, W]
+    (r"visual/deepstack_mergers/linear_fc[12]/kernel$", P(None, PLANE)),  # [Z, 4W, D]
+    (r"visual/merger/linear_fc[12]/kernel$", P(PLANE)),  # [4W, D]
+    (r"visual/(patch_embed/kernel|pos_embed/embedding)$", P()),
+    # dit
+    (r"(layers|refiner)/attn/to_[qkv]/kernel$", P(None, "fsdp", None, "tensor")),  # [L, W, N, H]
+    (r"(layers|refiner)/attn/to_out/kernel$", P(None, None, "tensor", "fsdp")),  # [L, N, H, W]
+    (r"(layers|refiner)/feed_forward/(gate|up)/kernel$", P(None, "fsdp", "tensor")),  # [L, W, F]
+    (r"(layers|refiner)/feed_forward/down/kernel$", P(None, "tensor", "fsdp")),  # [L, F, W]
+    (r"(layers|refiner)/modulation/kernel$", P(None, "fsdp", "tensor")),  # [L, Z, 4W]
+    (r"caption_embedder/linear/kernel$", P(PLANE)),  # [E, W]
     (r"(text_embed/embedding|prepad_embed|image_index_embedding)$", P()),
     (r"(x_embedder|ref_image_patch_embedder|norm_out|timestep_embedder)/.*", P()),
-    (r"caption_embedder/.*", P()),
     # vae: frozen and small
-    (r"(encoder|decoder)/.*", P()),
+    (r"(encoder|decoder)/(conv_|mid_|down_|up_)\w+/.*", P()),
 )
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
-    """Builds the mesh from the sizes of its four axes.
+def make_mesh(
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    context: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Builds the mesh from the sizes of its four axes, over all devices or the given ones.
 
     Raises:
       ValueError: when the sizes do not multiply to at most the number of devices.
     """
     shape = (data, fsdp, tensor, context)
     count = data * fsdp * tensor * context
-    if min(shape) < 1 or count > jax.device_count():
+    devices = jax.devices() if devices is None else devices
+    if min(shape) < 1 or count > len(devices):
         raise ValueError(
             f"config.mesh {dict(zip(AXES, shape, strict=True))} needs {count} devices, "
-            f"{jax.device_count()} are there"
+            f"{len(devices)} are there"
         )
-    devices = jax.devices()[:count]
+    devices = devices[:count]
     return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-    """Number of parts a batch is cut into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 def shard(x: jax.Array, *names: str | None) -> jax.Array:
-    """Constrains an activation whose axes are named by `ACT_RULES`; the identity without a mesh.
-
-    An axis whose length its mesh axes do not divide stays whole: one rule serves every size.
-    """
+    """Constrains an activation whose axes are named by `ACT_RULES`; the identity without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    spec = [
-        _fitting(ACT_RULES[name], size, mesh) for name, size in zip(names, x.shape, strict=True)
-    ]
-    return jax.lax.with_sharding_constraint(x, P(*spec))
+    return jax.lax.with_sharding_constraint(x, spec(names, x.shape))
 
 
-def infer(tree: Tree, mesh: Mesh) -> Tree:
+def spec(names: Sequence[str | None], shape: Sequence[int]) -> P:
+    """Where an activation of this shape lies on the mesh in force, by the names of its axes.
+
+    An axis whose length its mesh axes do not divide is cut by as many of them, from the first, as
+    do: one rule serves every size.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return P(*(None for _ in names))
+    rules = (ACT_RULES[name] for name in names)
+    return P(*(_fitting(rule, size, mesh) for rule, size in zip(rules, shape, strict=True)))
+
+
+def parts(names: Sequence[str | None]) -> int:
+    """Number of parts that these names' mesh axes make on the mesh in force."""
+    count = 1
+    for name in names:
+        count *= size_of(ACT_RULES[name])
+    return count
+
+
+def size_of(axes: str | Sequence[str] | None) -> int:
+    """Number of parts that mesh axes make on the mesh in force; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else _axis_size(axes, mesh)
+
+
+def keep(tree: Tree, *, without: tuple[str, ...] = ()) -> Tree:
+    """Constrains parameters, or anything shaped like them, to where their rules put them.
+
+    Inside a jitted function; the identity without a mesh. What is computed from parameters
+    otherwise lies where the compiler likes, gradients and optimizer state on every device.
+
+    Args:
+      without: mesh axes that do not cut here: "fsdp" gathers for programs that read often.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+
+    def place(path, leaf):
+        rule = spec_of(path_name(path), leaf.shape, mesh)
+        parts = [_without(axes, without) for axes in rule]
+        return jax.lax.with_sharding_constraint(leaf, P(*parts))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def whole(tree: Tree) -> Tree:
+    """Inside a jitted function: puts arrays whole on every device, so that every host sees them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P()), tree)
+
+
+def infer(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
     """Gives every leaf of a (possibly abstract) tree its `NamedSharding`.
 
     Raises:
@@ -106,7 +165,7 @@ def infer(tree: Tree, mesh: Mesh) -> Tree:
     )
 
 
-def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
+def spec_of(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
     """Looks up one leaf's spec by its `/`-joined path; see `infer`."""
     if len(shape) < 2:
         return P()
@@ -129,11 +188,19 @@ def _axis_size(axes: str | Sequence[str] | None, mesh: Mesh | AbstractMesh) -> i
     return size
 
 
+def _without(axes: str | Sequence[str] | None, dropped: tuple[str, ...]):
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return tuple(name for name in names if name not in dropped) or None
+
+
 def _fitting(axes: str | Sequence[str] | None, size: int, mesh: Mesh | AbstractMesh):
-    return axes if size % _axis_size(axes, mesh) == 0 else None
+    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+    while names and size % _axis_size(names, mesh):
+        names = names[:-1]
+    return names[0] if len(names) == 1 else names or None
 
 
-def _check_fit(path: str, shape: Sequence[int], spec: P, mesh: Mesh) -> None:
+def _check_fit(path: str, shape: Sequence[int], spec: P, mesh: Mesh | AbstractMesh) -> None:
     parts = tuple(spec)
     if len(parts) > len(shape):
         raise ValueError(f"{path}: shape {tuple(shape)} has fewer axes than its rule {spec}")

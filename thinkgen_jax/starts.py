@@ -54,7 +54,14 @@ def system_of(config: ConfigDict) -> System:
     if config.get("dit_condition"):
         dit = replace(system.dit, condition_dim=config.dit_condition, num_prepad=0)
         system = replace(system, dit=dit)
-    return system
+    if config.image_size is not None:
+        side = config.image_size
+        if side < 1 or side % system.multiple:
+            raise ValueError(f"config.image_size = {side}: must be a multiple of {system.multiple}")
+        system = replace(system, image_size=(side, side))
+    if config.thought_tokens is not None:
+        system = replace(system, thought_tokens=config.thought_tokens)
+    return presets.running(system, dtype=config.dtype, remat=config.remat)
 
 
 def released(source: str | Path) -> str | None:

@@ -154,6 +154,14 @@ class FlowBatch(NamedTuple):
     references: References | None
 
 
+class EncodedBatch(NamedTuple):
+    """A flow-matching batch whose frozen networks have run already; see `precompute.py`."""
+
+    target: Packed
+    condition: Condition | None  # None where a learned text embedding conditions
+    references: Packed | None
+
+
 class TextBatch(NamedTuple):
     """One supervised next-token batch; `weights` > 0 where a token is to be learnt."""
 

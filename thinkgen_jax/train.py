@@ -12,6 +12,7 @@ config; what a step does is in `phases.py`.
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import shutil
 import signal
@@ -26,7 +27,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from thinkgen_jax import cache, checkpoint, logs, phases, recipe, report, sharding, starts
+from thinkgen_jax import cache, checkpoint, hosts, logs, phases, recipe, report, sharding, starts
 from thinkgen_jax.phases import Phase, Setup
 from thinkgen_jax.rewards.remote import Unavailable
 from thinkgen_jax.structs import States
@@ -38,6 +39,10 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Run or released folder that is the start, instead of config.start."
 )
 FRESH = flags.DEFINE_bool("fresh", False, "Move an existing run aside and start over.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run on several hosts, see hosts.py.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "address:port of host 0; off Cloud TPUs.")
+HOSTS = flags.DEFINE_integer("hosts", None, "Number of hosts, with --coordinator.")
+HOST = flags.DEFINE_integer("host", None, "This host's number from 0, with --coordinator.")
 
 CONFIG_FILE = "config.json"
 SHOWN = ("loss", "reward", "kl", "skipped")  # numbers beside the progress bar
@@ -51,6 +56,8 @@ def main(argv: list[str]) -> None:
     if config is None:
         raise app.UsageError("--config is needed, e.g. --config=configs/sepgrpo.py")
     try:
+        if DISTRIBUTED.value:
+            hosts.start(COORDINATOR.value, HOSTS.value, HOST.value)
         with config.unlocked():
             config.seed = config.seed if SEED.value is None else SEED.value
             if CHECKPOINT.value is not None:
@@ -73,10 +80,12 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # the workers that make batches ask flags of their own
     checkpoint.ensure_space(workdir, 0)
-    check_config(workdir, config, fresh=fresh)
+    if hosts.is_first():
+        check_config(workdir, config, fresh=fresh)
     page = workdir / report.PAGE
     cache.enable()
-    log = logs.setup(workdir)
+    log = logs.setup(workdir) if hosts.is_first() else logging.getLogger("thinkgen_jax.host")
+    hosts.wait("config")
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saves:
         if (saves.latest_step or 0) >= config.steps and page.exists():
@@ -86,7 +95,9 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
         built = {name: phases.build(name, plan, setup) for name, plan in recipe.plans(config)}
         checkpoint.ensure_space(workdir, checkpoint.nbytes(states) * (config.checkpoint.keep + 2))
         # Only now: a config that was refused leaves nothing that the next one must agree with.
-        logs.write_text(workdir / CONFIG_FILE, json.dumps(recipe.plain(config), indent=2) + "\n")
+        if hosts.is_first():
+            plain = json.dumps(recipe.plain(config), indent=2)
+            logs.write_text(workdir / CONFIG_FILE, plain + "\n")
         start = 0
         if saves.latest_step is not None:
             start, states = resume(saves, states, built)
@@ -98,7 +109,8 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
         for n, tree in enumerate(trees, start=1):
             when = f"after_{tree}"
             scores[when] = recipe.evaluation(config, setup, states, workdir, when, start=trees[n:])
-    write_report(config, workdir, scores)
+    if hosts.is_first():
+        write_report(config, workdir, scores)
     log.info("report: %s", page)
     return workdir
 
@@ -121,16 +133,18 @@ def loop(
         "system": dataclasses.asdict(setup.parts.system),
         "start": starts.sources(config),
     }
-    bar = logs.Writer(workdir, start=start, total=config.steps, shown=SHOWN)
+    first = hosts.is_first()
+    bar = logs.Writer(workdir, start=start, total=config.steps, shown=SHOWN, active=first)
     with _interrupts() as stop, bar as writer, cache.Programs() as programs:
         for step in range(start, config.steps):
             name = phases.at(step, config.phases)
             phase = built[name]
             writer.describe(name)
             begun, place = time.monotonic(), phase.data.get_state()
+            batch = hosts.lay(next(phase.data), "batch" if phase.learns == "mllm" else "rows")
             try:
                 states, metrics, gallery = phase.update(
-                    states, next(phase.data), jax.random.fold_in(root, step)
+                    states, batch, jax.random.fold_in(root, step)
                 )
             except Unavailable as err:  # everything is still as it was before this step
                 phase.data.set_state(place)
@@ -139,6 +153,7 @@ def loop(
                 save(saves, step, states, built, meta, standing(recent))
                 saves.wait()
                 raise ValueError(f"step {step + 1}: {err}; the same command goes on") from None
+            hosts.settle(states)
             done = step + 1
             spent = {"step_seconds": time.monotonic() - begun, "programs": programs.count}
             writer.scalars(done, {**metrics, **spent}, name)
@@ -146,11 +161,12 @@ def loop(
             recent.append(metrics["reward"] if "reward" in metrics else -metrics["loss"])
             if gallery is not None and done % config.log.images == 0:
                 writer.images(done, name, *gallery)
-            if done % config.checkpoint.every == 0 or done == config.steps or stop():
+            ended = hosts.agree(stop())
+            if done % config.checkpoint.every == 0 or done == config.steps or ended:
                 guard.settle()
                 writer.flush()
                 save(saves, done, states, built, meta, standing(recent))
-            if stop():
+            if ended:
                 saves.wait()
                 raise SystemExit(f"stopped at step {done}; the same command goes on from there")
     saves.wait()

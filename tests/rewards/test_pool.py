@@ -50,3 +50,11 @@ def test_errors_of_rewards_are_errors_once(threads):
         threads.collect()
     threads.submit(lambda: samples(0.25))
     np.testing.assert_allclose(threads.collect().rated.parts[NAME], [0.25])
+
+
+def test_each_reward_counts_by_its_weight_whatever_its_scale():
+    """Two rewards, one a hundred times the other: [-1, 1] / sqrt(2) each, before the weights."""
+    small, large = np.array([[0.0, 1.0], [3.0, 3.0]]), np.array([[100.0, 0.0], [0.0, 500.0]])
+    unit = np.sqrt(0.5)
+    got = pool.decoupled(np.stack([small, large]), [1.0, 0.5], eps=1e-9)
+    np.testing.assert_allclose(got, unit * np.array([[-0.5, 0.5], [-0.5, 0.5]]), rtol=1e-6)

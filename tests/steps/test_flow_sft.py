@@ -66,3 +66,24 @@ def test_draws_repeat_every_picture():
 
     twice = loss(np.array([0, 0, 1, 1]), 1)
     np.testing.assert_allclose(loss(np.array([0, 1]), 2), twice, rtol=1e-6)
+
+
+def test_batches_of_two_sizes_add_up_to_one():
+    """Released loss: errors of all latent elements over their number, large pictures weigh more."""
+    vae = Vae(VaeConfig(latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, **NORM))
+    init = jax.jit(vae.init)(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))
+    network, params = small.dit()
+    params = {**params, flow_sft.EMBED: {"embedding": jnp.ones((32, small.DIT.condition_dim))}}
+    encoder = Encoder(None, vae, patch=2, close_id=1, max_len=4)
+    step = flow_sft.make_step(network, encoder, small.LEARNER, shift=1.0, tokens=6.0)
+    found, counts = [], (4, 8)  # DiT tokens of 8 x 8 and of 8 x 16 pixels
+    for tokens in counts:
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 2 * tokens, 3)).astype(np.uint8)
+        state = jax.tree.map(jnp.copy, create(params, small.LEARNER))
+        frozen = {"mllm": None, "vae": init["params"]}
+        _, metrics = step(state, frozen, FlowBatch(PROMPT, pixels, None), jax.random.key(5))
+        found.append(metrics)
+    errors = [float(m["error"]) for m in found]
+    expected = np.dot(errors, counts) / sum(counts)
+    np.testing.assert_allclose(np.mean([float(m["loss"]) for m in found]), expected, rtol=1e-5)
+    assert abs(errors[0] - errors[1]) > 1e-3

@@ -12,6 +12,7 @@ image or an array; what can be converted is converted and told, what cannot is r
 Source: OmniGen2 image processor; Qwen2-VL image processor (smart resize, patch order).
 """
 
+import contextlib
 import io
 import math
 import warnings
@@ -63,7 +64,9 @@ class VisionSpec:
 # --- in ---
 
 
-def open_picture(source: Source, *, limit: int = MAX_PIXELS) -> Picture:
+def open_picture(
+    source: Source, *, limit: int = MAX_PIXELS, near: tuple[int, int] | None = None
+) -> Picture:
     """Opens what a user hands in.
 
     Palettes, gray and 16-bit pictures are converted, transparency is put on white, the camera's
@@ -73,28 +76,64 @@ def open_picture(source: Source, *, limit: int = MAX_PIXELS) -> Picture:
       source: a path, the bytes of a file, a PIL image, or an array [height, width] or
         [height, width, 1 | 3 | 4] of uint8 or of floats in [0, 1].
       limit: most pixels, checked before anything is decoded.
+      near: (height, width) that is wanted in the end: a JPEG may be decoded at a half, quarter or
+        eighth of its size as long as both sides stay at least twice as long as these.
 
     Raises:
       ValueError: when it is missing, unreadable, empty, larger than `limit`, longer than 200 times
         its width, or an array of another kind.
     """
-    name = f"picture {str(source)!r}" if isinstance(source, str | Path) else "picture"
     if isinstance(source, np.ndarray):
         source = _from_array(source, limit)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `limit` is stricter
-            image = _open(source)
-        _check_size(*image.size, name=name, limit=limit)
+    with _checked(source, limit) as image:
+        if near is not None and image.format == "JPEG":
+            near = near if _is_upright(image) else near[::-1]
+            image.draft(None, (2 * near[1], 2 * near[0]))
         return _to_rgb(image)
-    except Image.DecompressionBombError as err:
-        raise ValueError(f"{name} has more than {limit} pixels") from err
-    except FileNotFoundError as err:
-        raise ValueError(f"{name} does not exist") from err
-    except UnidentifiedImageError as err:
-        raise ValueError(f"{name} is not a picture that can be read") from err
-    except (OSError, SyntaxError, EOFError) as err:  # what PIL's decoders raise on damaged files
-        raise ValueError(f"{name} cannot be read: {err}") from err
+
+
+def measure(source: str | Path | bytes, *, limit: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) of a picture as it will be seen; only its header is read.
+
+    Raises:
+      ValueError: as `open_picture`.
+    """
+    with _checked(source, limit) as image:
+        return image.size[::-1] if _is_upright(image) else image.size
+
+
+def _is_upright(image: Image.Image) -> bool:
+    """Whether rows stay rows when the camera's orientation is applied."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return True  # asked for its orientation, PIL would decode all of it
+    return image.getexif().get(0x0112, 1) < 5
+
+
+@contextlib.contextmanager
+def _checked(source: str | Path | bytes | Image.Image, limit: int):
+    """An open image of bearable size; whatever a decoder raises becomes one ValueError."""
+    name = f"picture {str(source)!r}" if isinstance(source, str | Path) else "picture"
+    with contextlib.ExitStack() as files:
+        try:
+            with warnings.catch_warnings():  # `limit` is stricter
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = _open(source)
+            if image is not source:
+                files.enter_context(image)  # a path's file is closed, also of a damaged picture
+            _check_size(*image.size, name=name, limit=limit)
+            yield image
+        except Image.DecompressionBombError as err:
+            raise ValueError(f"{name} has more than {limit} pixels") from err
+        except FileNotFoundError as err:
+            raise ValueError(f"{name} does not exist") from err
+        except UnidentifiedImageError as err:
+            raise ValueError(f"{name} is not a picture that can be read") from err
+        except (
+            OSError,
+            SyntaxError,
+            EOFError,
+        ) as err:  # what PIL's decoders raise on damaged files
+            raise ValueError(f"{name} cannot be read: {err}") from err
 
 
 def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
@@ -221,6 +260,25 @@ def fit_reference(image: Pixels, *, max_pixels: int, max_side: int, multiple: in
     ratio = min(math.sqrt(max_pixels / (height * width)), max_side / max(height, width), 1.0)
     size = _floored(height, ratio, multiple), _floored(width, ratio, multiple)
     return _resize(image, size, Image.Resampling.LANCZOS)
+
+
+def fill(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """Shrinks a picture by Lanczos until it just fills a size, and cuts what stands over evenly.
+
+    Raises:
+      ValueError: when it would have to be enlarged.
+    """
+    (height, width), (rows, columns) = image.shape[:2], size
+    if rows > height or columns > width:
+        raise ValueError(f"picture {height} x {width} does not fill {rows} x {columns}")
+    if (rows, columns) == (height, width):
+        return image
+    ratio = min(height / rows, width / columns)  # pixels of the picture for one of the result
+    top, left = (height - rows * ratio) / 2, (width - columns * ratio) / 2
+    box = (left, top, left + columns * ratio, top + rows * ratio)
+    box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
+    how = Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize((columns, rows), how, box, reducing_gap=3.0))
 
 
 def _resize(image: Pixels, size: tuple[int, int], how: Image.Resampling) -> Pixels:

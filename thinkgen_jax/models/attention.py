@@ -4,7 +4,8 @@
 A query sees the keys of its own segment (and, if causal, none behind it). Padding has segment 0 and
 sees padding, so that no row of the softmax is empty.
 
-* `xla` works everywhere and is the truth; `cudnn` is the fused kernel of NVIDIA GPUs.
+* `xla` works everywhere and is the truth; `cudnn` is the fused kernel of NVIDIA GPUs, `splash` that
+  of TPUs, `interpret` the same run step by step on any backend.
 * Softmax is computed in float32.
 """
 
@@ -12,7 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+from thinkgen_jax.models import splash
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash", "interpret")
+BEST = {"gpu": "cudnn", "tpu": "splash"}  # by backend; xla on others
+SHORT = 128  # below this many queries a blocked kernel pads more than it saves
+NAMES = ("batch", "seq", "heads", None)  # what the axes of queries mean, see `sharding.shard`
 
 
 def resolve(impl: str) -> str:
@@ -25,7 +31,7 @@ def resolve(impl: str) -> str:
         raise ValueError(f"attention implementation {impl!r} is not one of {IMPLEMENTATIONS}")
     if impl != "auto":
         return impl
-    return "cudnn" if jax.default_backend() == "gpu" else "xla"
+    return BEST.get(jax.default_backend(), "xla")
 
 
 def attend(
@@ -37,17 +43,36 @@ def attend(
     *,
     causal: bool = False,
     impl: str = "auto",
+    names: tuple[str | None, ...] = NAMES,
 ) -> Float[Array, "B T N H"]:
     """Attends with grouped queries: key/value head j serves query heads j·N/K to (j+1)·N/K - 1.
 
     Args:
-      causal: query i also sees no key behind place i; needs T = S.
+      causal: query i also sees no key behind place i; needs T = S, and rows that are padded at the
+        right alone.
+      names: what the axes of q mean, as in `sharding.shard`.
     """
+    impl = resolve(impl)
+    if impl in ("splash", "interpret") and q.shape[1] >= SHORT:
+        segments, interpret = (q_segments, kv_segments), impl == "interpret"
+        return splash.attend(q, k, v, *segments, causal=causal, names=names, interpret=interpret)
+    fused = impl == "cudnn" and q.dtype in (jnp.bfloat16, jnp.float16)
+    if fused and causal:  # a mask would cost the kernel most of its speed
+        lengths = jnp.sum(q_segments > 0, axis=1)
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            is_causal=True,
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            implementation="cudnn",
+        )
     mask = segment_mask(q_segments, kv_segments)
     if causal:
         places = jnp.arange(q.shape[1])
         mask = mask & (places[:, None] >= places[None, :])[None]
-    if resolve(impl) == "cudnn" and q.dtype in (jnp.bfloat16, jnp.float16):
+    if fused:
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
     return _softmax_attention(q, k, v, mask)
 

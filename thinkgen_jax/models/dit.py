@@ -25,13 +25,22 @@ from jaxtyping import Array, Float, Int
 
 from thinkgen_jax.models import dit_rope
 from thinkgen_jax.models.attention import attend
-from thinkgen_jax.models.layers import Dtype, Linear, RMSNorm, lift, rounded, sinusoid
+from thinkgen_jax.models.layers import (
+    Dtype,
+    Linear,
+    RMSNorm,
+    lift,
+    rematerialized,
+    rounded,
+    sinusoid,
+)
 from thinkgen_jax.sharding import shard
 from thinkgen_jax.structs import Condition, Packed
 
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding
 QK_EPS = 1e-5  # of the q/k norms, whatever norm_eps says
 MAX_TIME_WIDTH = 1024
+ATTENDED = ("rows", "seq", None, None)  # 21 heads lie whole on every device
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class DitConfig:
       num_prepad: learned states put before the condition; 0 leaves them out.
       axes_lens: number of positions of each rotary axis.
       scan_unroll: joint layers traced one by one per loop turn; small models unroll all.
-      remat: recompute each block in the backward pass.
+      remat: what the backward pass computes again, see `layers.POLICIES`.
       round_time: t is rounded to `dtype` before its sinusoid, see `presets.as_released`.
       round_latents: `flow.sample` keeps latents rounded to `dtype` between steps, likewise.
     """
@@ -68,7 +77,7 @@ class DitConfig:
     dtype: Dtype = "float32"
     attention: str = "auto"
     scan_unroll: int = 1
-    remat: bool = False
+    remat: str | bool = "none"
     round_time: bool = False
     round_latents: bool = False
 
@@ -114,8 +123,8 @@ class Attention(nn.Module):
         v = Linear((cfg.num_kv_heads, cfg.head_dim), bias=False, name="to_v")(x)
         q = dit_rope.rotate(RMSNorm(QK_EPS, name="norm_q")(q), rotation)
         k = dit_rope.rotate(RMSNorm(QK_EPS, name="norm_k")(k), rotation)
-        q = shard(q, "batch", "seq", "heads", None)
-        y = attend(q, k, v, segments, segments, impl=cfg.attention)
+        q = shard(q, *ATTENDED)
+        y = attend(q, k, v, segments, segments, impl=cfg.attention, names=ATTENDED)
         return Linear((cfg.hidden_size,), axes=2, bias=False, name="to_out")(y)
 
 
@@ -159,12 +168,12 @@ class Block(nn.Module):
         y = FeedForward(cfg, name="feed_forward")(y)
         y = RMSNorm(cfg.norm_eps, name="ffn_norm2")(y)
         x = x + (y if gate_mlp is None else jnp.tanh(gate_mlp) * y)
-        return shard(x, "batch", "seq", "width"), None
+        return shard(x, "rows", "seq", "width"), None
 
 
 def stack(cfg: DitConfig, length: int, name: str) -> nn.Module:
     """`length` blocks with parameters stacked on a leading [L], traced as one."""
-    block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+    block = rematerialized(Block, cfg.remat)
     scanned = nn.scan(
         block,
         variable_axes={"params": 0},
@@ -309,7 +318,7 @@ class Dit(nn.Module):
             raise ValueError(
                 f"{length} condition tokens do not fit model.dit.axes_lens {cfg.axes_lens}"
             )
-        x = shard(self.caption_embedder(states), "batch", "seq", "width")
+        x = shard(self.caption_embedder(states), "rows", "seq", "width")
         rotation = self._rotations(dit_rope.text_positions(length))
         x, _ = self.context_refiner(x, segments, rotation, None)
         return Condition(x, segments)
@@ -353,7 +362,7 @@ class Dit(nn.Module):
 
     def pass_layers(self, joint: Joint) -> Float[Array, "B T W"]:
         """The joint layers."""
-        states = shard(joint.states, "batch", "seq", "width")
+        states = shard(joint.states, "rows", "seq", "width")
         return self.layers(states, joint.segments, joint.rotation, joint.temb)[0]
 
     def leave(

@@ -11,6 +11,37 @@ from jaxtyping import Array, Float
 Dtype = str  # name of a jax dtype, so that configs stay hashable and printable
 
 
+# What the backward pass keeps of a block by name; None computes everything again from its input.
+POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # matrix products
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+}
+
+
+def rematerialized(module: type[nn.Module], remat: str | bool) -> type[nn.Module]:
+    """A block under a scan whose activations are kept ("none"), or computed again by a policy.
+
+    Args:
+      remat: "none" or a key of `POLICIES`; False and True are "none" and "full".
+    """
+    if remat_name(remat) == "none":
+        return module
+    return nn.remat(module, prevent_cse=False, policy=POLICIES[remat_name(remat)])
+
+
+def remat_name(remat: str | bool) -> str:
+    """The policy's name.
+
+    Raises:
+      ValueError: for an unknown one.
+    """
+    name = ("full" if remat else "none") if isinstance(remat, bool) else remat
+    if name not in ("none", *POLICIES):
+        raise ValueError(f"remat {name!r} (config.remat) is not one of {('none', *POLICIES)}")
+    return name
+
+
 def rounded(x: Float[Array, "*shape"], dtype: Dtype) -> Float[Array, "*shape"]:
     """The values that x has in another dtype, in its own; compilers drop a cast there and back."""
     info = jnp.finfo(dtype)
@@ -56,12 +87,17 @@ class Linear(nn.Module):
             "kernel", lambda key: self.init(key, (rows, columns)).reshape(*inputs, *features)
         )
         lead = x.shape[: x.ndim - self.axes]
+        bias = self.param("bias", nn.initializers.zeros, (columns,)) if self.bias else None
+        if _is_cut():  # axes that lie apart cannot be merged without moving them
+            ends = tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes))
+            y = jax.lax.dot_general(x, kernel.astype(x.dtype), (ends, ((), ())))
+            if bias is not None:
+                y = y + bias.astype(y.dtype).reshape((1,) * len(lead) + features)
+            return y
         # As one flat product the kernel's gradient needs no transposed activations, which saves a
-        # third of a training step on CPU; a cut sequence cannot be merged with the batch.
-        flat = x.reshape(*lead, rows) if _sequence_is_cut() else x.reshape(-1, rows)
-        y = flat @ kernel.reshape(rows, columns).astype(x.dtype)
-        if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, (columns,))
+        # third of a training step on CPU.
+        y = x.reshape(-1, rows) @ kernel.reshape(rows, columns).astype(x.dtype)
+        if bias is not None:
             y = y + lift(bias, y)
         return y.reshape(*lead, *features)
 
@@ -71,9 +107,10 @@ def lift(vector: Float[Array, "X"], x: Float[Array, "*B X"]) -> Float[Array, "..
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def _sequence_is_cut() -> bool:
+def _is_cut() -> bool:
+    """Whether arrays lie on several devices."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.shape.get("context", 1) > 1
+    return not mesh.empty and mesh.size > 1
 
 
 def _product(sizes: Sequence[int]) -> int:

@@ -25,7 +25,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from thinkgen_jax.models import rope
 from thinkgen_jax.models.attention import attend, cached
-from thinkgen_jax.models.layers import Dtype, Linear, RMSNorm
+from thinkgen_jax.models.layers import (
+    POLICIES,
+    Dtype,
+    Linear,
+    RMSNorm,
+    remat_name,
+    rematerialized,
+)
 from thinkgen_jax.models.vision import VisionConfig, VisionTower
 from thinkgen_jax.sharding import shard
 from thinkgen_jax.structs import Key, Patches, Prompt, Tree
@@ -42,7 +49,7 @@ class MllmConfig:
       dtype: of activations; softmax, norm statistics, rotations and logits are float32.
       attention: implementation for whole sequences, see `attention.IMPLEMENTATIONS`.
       scan_unroll: layers traced one by one per loop turn; all of them for the fastest decoding.
-      remat: recompute each layer in the backward pass.
+      remat: what the backward pass computes again, see `layers.POLICIES`.
     """
 
     vocab_size: int = 151936
@@ -65,7 +72,7 @@ class MllmConfig:
     dtype: Dtype = "float32"
     attention: str = "auto"
     scan_unroll: int = 1
-    remat: bool = False
+    remat: str | bool = "none"
 
     @property
     def one_by_one(self) -> bool:
@@ -236,7 +243,7 @@ class Mllm(nn.Module):
         )
         if cfg.tower is not None:
             self.visual = VisionTower(cfg.tower)
-        layer = nn.remat(Layer, prevent_cse=False) if cfg.remat else Layer
+        layer = rematerialized(Layer, cfg.remat)
         self.decoder = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -320,8 +327,9 @@ class Mllm(nn.Module):
         def step(params, carry, layer, shared):
             return Layer(cfg, parent=None).apply({"params": params}, carry, layer, shared)[0]
 
-        if cfg.remat:
-            step = jax.checkpoint(step, prevent_cse=False)
+        if remat_name(cfg.remat) != "none":
+            policy = POLICIES[remat_name(cfg.remat)]
+            step = jax.checkpoint(step, prevent_cse=False, policy=policy)
         # A split, unlike slices, has one concatenation as its gradient.
         leaves, tree = jax.tree.flatten(self.variables["params"]["decoder"])
         parts = zip(*(jax.lax.split(leaf, (1,) * count) for leaf in leaves), strict=True)

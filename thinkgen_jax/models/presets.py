@@ -10,6 +10,7 @@
 from dataclasses import dataclass, field, replace
 
 from thinkgen_jax.models.dit import DitConfig
+from thinkgen_jax.models.layers import remat_name
 from thinkgen_jax.models.mllm import MllmConfig
 from thinkgen_jax.models.vae import VaeConfig
 from thinkgen_jax.models.vision import VisionConfig
@@ -28,6 +29,7 @@ RELEASED_NEGATIVE = (
     "mutation, mutated, (extra_limb), (ugly), (poorly drawn hands), fused fingers, messy drawing, "
     "broken legs censor, censored, censor_bar"
 )
+DTYPES = ("float32", "bfloat16")  # of activations
 RELEASED_VISION_PIXELS = 16_777_216  # most pixels of the released processor's own settings
 
 
@@ -274,6 +276,26 @@ def in_dtype(system: System, dtype: str) -> System:
         dit=replace(system.dit, dtype=dtype),
         vae=replace(system.vae, dtype=dtype),
     )
+
+
+def running(
+    system: System, *, dtype: str, remat: str | bool, attention: str | None = None
+) -> System:
+    """The system with activations in `dtype` and blocks rematerialised as `remat` names.
+
+    Args:
+      attention: implementation of the MLLM's and the DiT's; None keeps theirs.
+
+    Raises:
+      ValueError: for an unknown dtype or policy.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"config.dtype {dtype!r} is not one of {DTYPES}")
+    how = dict(remat=remat_name(remat))
+    if attention is not None:
+        how["attention"] = attention
+    system = in_dtype(system, dtype)
+    return replace(system, mllm=replace(system.mllm, **how), dit=replace(system.dit, **how))
 
 
 def as_released(system: System) -> System:

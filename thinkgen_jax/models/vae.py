@@ -259,7 +259,7 @@ class Vae(nn.Module):
         height, width = pixels.shape[1:3]
         if height % self.cfg.factor or width % self.cfg.factor:
             raise ValueError(f"picture of {height} x {width}: no multiple of {self.cfg.factor}")
-        pixels = shard(pixels, "batch", None, None, None)
+        pixels = shard(pixels, "rows", None, None, None)
         out = self.encoder(pixels.astype(self.cfg.dtype)).astype(jnp.float32)
         mean, logvar = jnp.split(out, 2, axis=-1)
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
@@ -282,7 +282,7 @@ class Vae(nn.Module):
 
     def paint(self, sample: Float[Array, "B h w c"]) -> Float[Array, "B height width 3"]:
         """Paints a posterior sample that is neither shifted nor scaled; what training needs."""
-        sample = shard(sample, "batch", None, None, None)
+        sample = shard(sample, "rows", None, None, None)
         return self.decoder(sample.astype(self.cfg.dtype)).astype(jnp.float32)
 
 

@@ -22,11 +22,12 @@ from jaxtyping import Array, Float, Int
 
 from thinkgen_jax.models import rope
 from thinkgen_jax.models.attention import attend
-from thinkgen_jax.models.layers import Dtype, Linear
+from thinkgen_jax.models.layers import Dtype, Linear, rematerialized
 from thinkgen_jax.sharding import shard
 from thinkgen_jax.structs import Patches
 
 NORM_EPS = 1e-6
+ATTENDED = ("rows", None, None, None)  # a picture's patches and heads lie whole on every device
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class VisionConfig:
     dtype: Dtype = "float32"
     attention: str = "auto"
     scan_unroll: int = 1
-    remat: bool = False
+    remat: str | bool = "none"
 
     @property
     def head_dim(self) -> int:
@@ -124,7 +125,7 @@ class Attention(nn.Module):
         qkv = linear(cfg, (3, cfg.num_heads, cfg.head_dim), "qkv")(x)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
-        y = attend(q, k, v, segments, segments, impl=cfg.attention)
+        y = attend(q, k, v, segments, segments, impl=cfg.attention, names=ATTENDED)
         return linear(cfg, (cfg.hidden_size,), "proj")(y.reshape(x.shape))
 
 
@@ -151,7 +152,7 @@ class Block(nn.Module):
         y = layer_norm(self.cfg, "norm1")(x)
         x = x + Attention(self.cfg, name="attn")(y, cos, sin, segments)
         x = x + Mlp(self.cfg, name="mlp")(layer_norm(self.cfg, "norm2")(x))
-        x = shard(x, "batch", None, "width")
+        x = shard(x, "rows", None, "width")
         if taps is not None:
             taps = jax.lax.dynamic_update_index_in_dim(taps, x, tap, 0)
         return (x, taps), None
@@ -193,7 +194,7 @@ class VisionTower(nn.Module):
         places[list(cfg.deepstack_visual_indexes)] = np.arange(len(cfg.deepstack_visual_indexes))
         count = len(cfg.deepstack_visual_indexes)
         taps = jnp.zeros((count + 1, *x.shape), x.dtype) if count else None
-        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        block = rematerialized(Block, cfg.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

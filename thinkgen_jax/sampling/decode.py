@@ -15,12 +15,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
+from thinkgen_jax import sharding
 from thinkgen_jax.models.mllm import KVCache, Mllm
 from thinkgen_jax.models.rope import PAD_POSITION, next_position
-from thinkgen_jax.sharding import batch_ways
 from thinkgen_jax.structs import Decoded, Key, Prompt, Tree
+
+HEAD = ("lm_head", "embed_tokens")  # subtrees that make logits
+READ = ("decoder", *HEAD)  # and those that every step of writing reads
 
 
 class Scores(NamedTuple):
@@ -80,6 +84,7 @@ def sample(
       ValueError: when a setting is out of its range.
     """
     _check(max_new_tokens, temperature, top_p, top_k, group)
+    params = serving(mllm, params)
     state = _begin(mllm, params, prompt, max_new_tokens, group, pad_id)
     out = (state.ids, state.counts, state.stopped)
     draw = partial(_draw, temperature=temperature, top_p=top_p, top_k=top_k)
@@ -96,7 +101,7 @@ def sample(
             state = _first(state, jnp.argsort(state.stopped, stable=True)[:fewer])
     ids, counts, stopped = out
     segments = jnp.arange(max_new_tokens)[None] < counts[:, None]
-    return Decoded(ids, segments.astype(jnp.int32), stopped)
+    return sharding.whole(Decoded(ids, segments.astype(jnp.int32), stopped))
 
 
 def _write(mllm: Mllm, params: Tree, key: Key, draw, stop_id, pad_id, state: _State) -> _State:
@@ -124,9 +129,7 @@ def _write(mllm: Mllm, params: Tree, key: Key, draw, stop_id, pad_id, state: _St
 
 def _sizes(rows: int, halvings: int) -> list[int]:
     """Rows of the batch to begin with and after each halving."""
-    mesh = jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty else batch_ways(mesh)
-    sizes = [rows]
+    sizes, ways = [rows], sharding.parts(("batch",))
     while ways == 1 and len(sizes) <= halvings and sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))
     return sizes
@@ -141,6 +144,15 @@ def _first(state: _State, index: Int[Array, "b"]) -> _State:
         for name in ("rows", "start", "ids", "counts", "stopped", "hidden")
     }
     return state._replace(**rows, cache=state.cache._replace(k=k, v=v, segments=segments))
+
+
+def serving(mllm: Mllm, params: Tree, names: tuple[str, ...] = READ) -> Tree:
+    """Matrices as every turn of a loop reads them: in the activations' dtype, cut by `tensor`
+    alone. Gathering them once, before the loop, is what makes a turn cheap."""
+    dtype = mllm.cfg.dtype
+    read = {name: params[name] for name in names if name in params}
+    read = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, read)
+    return {**params, **sharding.keep(read, without=("fsdp",))}
 
 
 def _begin(
@@ -163,8 +175,22 @@ def _begin(
         counts=jnp.zeros(rows, jnp.int32),
         stopped=jnp.zeros(rows, bool),
         hidden=repeat(hidden, axis=0),
-        cache=read.cache._replace(k=k, v=v, segments=repeat(read.cache.segments, axis=0)),
+        cache=read.cache._replace(
+            k=_laid(k), v=_laid(v), segments=repeat(read.cache.segments, axis=0)
+        ),
     )
+
+
+def _laid(cache: Tree) -> Tree:
+    """Keys or values in memory as writing on several devices wants them: place by place.
+
+    Rows lie second to last, so that a step writes one run of memory. Left to itself the compiler
+    lays what was read otherwise, and holds a second cache while it moves it.
+    """
+    if sharding.parts(sharding.ACT_RULES) == 1:
+        return cache
+    orders = {5: (0, 3, 2, 1, 4), 4: (2, 1, 0, 3)}  # [L, B, K, S, H], or without L
+    return jax.tree.map(lambda x: with_layout_constraint(x, Layout(orders[x.ndim])), cache)
 
 
 def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, group: int) -> None:
@@ -212,7 +238,7 @@ def joined_length(prompt: Prompt, decoded: Decoded) -> int:
 def _counts(prompt: Prompt, decoded: Decoded) -> Int[Array, "B"]:
     group = decoded.ids.shape[0] // prompt.ids.shape[0]
     read = jnp.repeat(jnp.sum(prompt.segments > 0, axis=1), group)
-    return read + jnp.sum(decoded.segments > 0, axis=1)
+    return sharding.whole(read + jnp.sum(decoded.segments > 0, axis=1))
 
 
 @partial(jax.jit, static_argnames="length")
@@ -313,6 +339,8 @@ def score_hidden(
     pad = -count % size
     states = jnp.pad(hidden[:, :-1], ((0, 0), (0, pad), (0, 0)))
     targets = jnp.pad(prompt.ids[:, 1:], ((0, 0), (0, pad)))
+
+    params = serving(mllm, params, HEAD)
 
     @jax.checkpoint
     def one(piece):

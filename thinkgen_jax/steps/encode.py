@@ -10,11 +10,16 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from thinkgen_jax import sharding
 from thinkgen_jax.models import vgi
 from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.models.packing import grid, pack, unpack
 from thinkgen_jax.models.vae import Vae
+from thinkgen_jax.sharding import shard
+from thinkgen_jax.steps.rows import in_parts, rows_first, rows_last
 from thinkgen_jax.structs import Condition, Key, Packed, Prompt, References, Tree
+
+AT_ONCE = 2**15  # tokens of a frozen pass whose activations exist on a device
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,22 @@ class Encoder:
 
     def condition(self, params: Tree, prompt: Prompt, *, drop_last: bool = False) -> Condition:
         """States behind the marker, from one teacher-forced pass."""
-        taps = self.mllm.apply({"params": params}, prompt).taps
-        return vgi.refine(
-            taps,
-            prompt.ids,
-            prompt.segments,
-            close_id=self.close_id,
-            max_len=self.max_len,
-            drop_last=drop_last,
-        )
+
+        def read(part: Prompt) -> Condition:
+            part = rows_last(part)
+            taps = self.mllm.apply({"params": params}, part).taps
+            return vgi.refine(
+                taps,
+                part.ids,
+                part.segments,
+                close_id=self.close_id,
+                max_len=self.max_len,
+                drop_last=drop_last,
+            )
+
+        found = in_parts(read, rows_first(prompt), pieces(*prompt.ids.shape))
+        states = shard(found.states, "rows", None, None)
+        return Condition(states, shard(found.segments, "rows", None))
 
     def pixels_to_tokens(
         self, params: Tree, pixels: UInt8[Array, "B y x 3"], key: Key | None = None
@@ -74,6 +86,17 @@ class Encoder:
         """Decodes latent tokens of an h x w latent grid to pixels, about [-1, 1]."""
         latents = unpack(tokens, patch=self.patch, h=h, w=w)
         return self.vae.apply({"params": params}, latents, method="decode")
+
+
+def pieces(rows: int, length: int) -> int:
+    """Fewest parts of a batch of which each device reads `AT_ONCE` tokens at most, or one row."""
+    ways = sharding.parts(("batch",))
+    fitting = (
+        n
+        for n in range(1, rows + 1)
+        if rows % n == 0 and (rows // n * length <= AT_ONCE * ways or rows // n <= ways)
+    )
+    return next(fitting)
 
 
 def to_signed(pixels: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:

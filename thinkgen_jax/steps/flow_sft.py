@@ -22,7 +22,7 @@ from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.sampling import flow
 from thinkgen_jax.steps.encode import Encoder
 from thinkgen_jax.steps.state import Learner, learn
-from thinkgen_jax.structs import Condition, FlowBatch, Key, Packed, TrainState, Tree
+from thinkgen_jax.structs import Condition, EncodedBatch, FlowBatch, Key, Packed, TrainState, Tree
 
 EMBED = "text_embed"  # subtree of the plain conditioner
 
@@ -45,6 +45,26 @@ def matching_loss(
     return jnp.sum(error), jnp.sum(mask) * target.tokens.shape[-1]
 
 
+def encode(
+    encoder: Encoder, frozen: Tree, batch: FlowBatch, *, frame: int = 0, words: bool = True
+) -> EncodedBatch:
+    """What the frozen networks make of a batch; without `words` its condition is None."""
+    target = encoder.pixels_to_tokens(frozen["vae"], batch.pixels)
+    references = encoder.references_to_tokens(frozen["vae"], batch.references)
+    short = shortened(encoder, batch.prompt.ids.shape[1], frame=frame)
+    condition = short.condition(frozen["mllm"], batch.prompt) if words else None
+    return EncodedBatch(target, condition, references)
+
+
+def shortened(encoder: Encoder, length: int, *, frame: int) -> Encoder:
+    """The encoder with no more room for words than rows of `length` tokens have.
+
+    The pseudo-CoT form says everything twice: behind the marker stands half of the words, and less
+    behind a thought. A row without words keeps its whole frame of `frame` tokens.
+    """
+    return replace(encoder, max_len=min(encoder.max_len, max(frame, (length - frame) // 2)))
+
+
 def make_step(
     dit: Dit,
     encoder: Encoder,
@@ -53,6 +73,7 @@ def make_step(
     shift: float | None,
     draws: int = 1,
     frame: int = 0,
+    tokens: float | None = None,
 ):
     """Builds the jitted, donating update (state, frozen, batch, key) -> (state, metrics).
 
@@ -60,34 +81,42 @@ def make_step(
     `text_embed` beside it where the plain conditioner is in use. Every picture is learned at
     `draws` times, each with its own noise: the frozen networks run once for all of them. `frame` is
     the number of tokens of a row without words.
+
+    A batch may come encoded; then `frozen` is not read.
+
+    Batches of different sizes come one after the other; `tokens`, the mean number of target tokens
+    of a picture over all of them, makes their gradients add up as if they were one batch: each is
+    divided by the mean number of latent elements instead of its own. The metric `error` is then
+    what `loss` is without: the mean over the batch's own elements.
     """
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, frozen: Tree, batch: FlowBatch, key: Key):
-        target = encoder.pixels_to_tokens(frozen["vae"], batch.pixels)
-        references = encoder.references_to_tokens(frozen["vae"], batch.references)
-        plain = EMBED in state.params
-        # The pseudo-CoT form says everything twice: behind the marker stands half of the words, and
-        # less behind a thought. A row without words keeps its whole frame.
-        words = max(frame, (batch.prompt.ids.shape[1] - frame) // 2)
-        half = replace(encoder, max_len=min(encoder.max_len, words))
-        condition = None if plain else half.condition(frozen["mllm"], batch.prompt)
-        text = (batch.prompt.ids, batch.prompt.segments) if plain else None
+    def step(state: TrainState, frozen: Tree, batch: FlowBatch | EncodedBatch, key: Key):
+        text = None
+        if isinstance(batch, EncodedBatch):
+            target, condition, references = batch
+        else:
+            plain = EMBED in state.params
+            found = encode(encoder, frozen, batch, frame=frame, words=not plain)
+            target, condition, references = found
+            text = (batch.prompt.ids, batch.prompt.segments) if plain else None
         target, condition, references, text = jax.tree.map(
             lambda x: jnp.repeat(x, draws, axis=0), (target, condition, references, text)
         )
-        rows, tokens = target.tokens.shape[:2]
+        rows, own = target.tokens.shape[:2]
         time_key, noise_key = jax.random.split(key)
-        t = flow.training_times(time_key, rows, tokens=tokens, shift=shift)
+        t = flow.training_times(time_key, rows, tokens=own, shift=shift)
         noise = jax.random.normal(noise_key, target.tokens.shape)
 
-        def loss(params: Tree, part):
+        def loss(params: Tree, part: Tree):
             target, condition, references, t, noise, text = part
-            if plain:
+            if text is not None:
                 condition = vgi.embed(params[EMBED], *text)
             params = {k: v for k, v in params.items() if k != EMBED}
             total, count = matching_loss(dit, params, target, condition, references, t, noise)
-            return total, count, {}
+            if tokens is None:
+                return total, count, {}
+            return total * (own / tokens), count, {"error": total}
 
         return learn(state, loss, (target, condition, references, t, noise, text), learner)
 

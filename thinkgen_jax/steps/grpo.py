@@ -42,20 +42,6 @@ def advantages(
     return ((wide - mean) / (spread + eps)).astype(np.float32)
 
 
-def combine(
-    parts: Float[np.ndarray, "R B G"], weights: Float[np.ndarray, " R"], *, eps: float = 1e-6
-) -> Float[np.ndarray, "B G"]:
-    """Weighted sum of rewards that are each brought to mean 0 and spread 1 inside their group.
-
-    To be normalised over the batch afterwards (`advantages` with scope "batch"). A reward that is
-    the same all over a group says nothing there.
-
-    Source: GDPO (group reward-decoupled normalisation), as DeepGen-RL and Flow-Factory use it.
-    """
-    each = [advantages(part, scope="group", ddof=1, eps=eps) for part in parts]
-    return np.einsum("r,rbg->bg", weights, np.stack(each)).astype(np.float32)
-
-
 def surrogate(
     new: Float[Array, "*B"],
     old: Float[Array, "*B"],

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.sampling import decode
 from thinkgen_jax.steps import grpo
+from thinkgen_jax.steps.rows import in_parts, rows_first, rows_last
 from thinkgen_jax.steps.state import Learner, learn
-from thinkgen_jax.steps.text_sft import rows_first, rows_last
 from thinkgen_jax.structs import Prompt, Thoughts, TrainState, Tree
 
 
@@ -43,13 +43,19 @@ class MllmGrpoConfig:
     temperature: float = 1.0
 
 
-def make_logprobs(mllm: Mllm, cfg: MllmGrpoConfig):
-    """Builds the jitted (params, prompt, mask) -> log-probabilities, 0 off the mask."""
+def make_logprobs(mllm: Mllm, cfg: MllmGrpoConfig, parts: int = 1):
+    """Builds the jitted (params, prompt, mask) -> log-probabilities, 0 off the mask.
+
+    Args:
+      parts: micro-batches, the learner's: the update then meets the same rows at the same shapes.
+    """
 
     @jax.jit
     def logprobs(params: Tree, prompt: Prompt, mask):
-        out = decode.logprobs(mllm, params, prompt, temperature=cfg.temperature)
-        return jnp.where(mask, out, 0.0)
+        def one(part: Prompt):
+            return decode.logprobs(mllm, params, rows_last(part), temperature=cfg.temperature)
+
+        return jnp.where(mask, in_parts(one, rows_first(prompt), parts), 0.0)
 
     return logprobs
 

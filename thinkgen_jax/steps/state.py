@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from thinkgen_jax import optim
+from thinkgen_jax import optim, sharding
 from thinkgen_jax.optim import OptimConfig
+from thinkgen_jax.steps.rows import split
 from thinkgen_jax.structs import TrainState, Tree
 
 # (params, micro-batch) -> (sum, count, {name: sum over the same count})
@@ -43,10 +44,17 @@ class Learner:
 
 def create(params: Tree, learner: Learner) -> TrainState:
     """Makes the state of a tree at step 0; the running average starts at the parameters."""
-    average = None
-    if learner.config.ema_decay is not None:
-        average = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
-    return TrainState(jnp.zeros((), jnp.int32), params, learner.tx.init(params), average)
+
+    def rest(params: Tree) -> tuple[Tree, Tree | None]:
+        average = None
+        if learner.config.ema_decay is not None:
+            average = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
+        return sharding.keep((learner.tx.init(params), average))
+
+    mesh = jax.sharding.get_abstract_mesh()
+    is_cut = not mesh.empty and mesh.size > 1  # then nothing may exist whole on any device
+    opt_state, average = (jax.jit(rest) if is_cut else rest)(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, average)
 
 
 def learn(
@@ -74,7 +82,7 @@ def apply(
     average = state.ema
     if average is not None:
         average = optim.ema_update(average, params, learner.config.ema_decay, state.step)
-    new = TrainState(state.step + 1, params, opt_state, average)
+    new = sharding.keep(TrainState(state.step + 1, params, opt_state, average))
     metrics = {
         "loss": value,
         "grad_norm": optax.tree.norm(grads),
@@ -95,24 +103,22 @@ def gradient(
         value, count, extra = loss(optim.stop_frozen(params, mask), part)
         return value, (count, extra)
 
-    graded = jax.value_and_grad(total, has_aux=True)
+    def graded(params: Tree, part: Tree):
+        value, grads = jax.value_and_grad(total, has_aux=True)(params, part)
+        return value, sharding.keep(grads)
+
     parts = jax.tree.map(lambda x: split(x, learner.accumulate), batch)
-    first = graded(params, jax.tree.map(lambda x: x[0], parts))
-    if learner.accumulate > 1:
-        rest = jax.tree.map(lambda x: x[1:], parts)
+    if learner.accumulate == 1:
+        sums = graded(params, jax.tree.map(lambda x: x[0], parts))
+    else:  # one trace of the loss, whatever the number of parts
+        like = jax.eval_shape(graded, params, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
         def add(sums, part):
             return jax.tree.map(jnp.add, sums, graded(params, part)), None
 
-        first, _ = jax.lax.scan(add, first, rest)
-    (value, (count, extra)), grads = first
+        sums, _ = jax.lax.scan(add, zeros, parts)
+    (value, (count, extra)), grads = sums
     scale = 1.0 / jnp.maximum(count, 1.0)
     grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
     return grads, value * scale, {k: v * scale for k, v in extra.items()}
-
-
-def split(x: jax.Array, parts: int) -> jax.Array:
-    """Cuts the leading axis: [B, ...] -> [parts, B / parts, ...]."""
-    if x.shape[0] % parts:
-        raise ValueError(f"a batch of {x.shape[0]} does not divide into accumulate = {parts}")
-    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])

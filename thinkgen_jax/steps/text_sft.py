@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.sampling import decode
+from thinkgen_jax.steps.rows import rows_first, rows_last
 from thinkgen_jax.steps.state import Learner, learn
-from thinkgen_jax.structs import Prompt, TextBatch, TrainState, Tree
+from thinkgen_jax.structs import TextBatch, TrainState, Tree
 
 
 def make_step(mllm: Mllm, learner: Learner):
@@ -30,13 +31,3 @@ def make_step(mllm: Mllm, learner: Learner):
         return learn(state, loss, (rows_first(batch.prompt), batch.weights), learner)
 
     return step
-
-
-def rows_first(prompt: Prompt) -> Prompt:
-    """Positions as [B, 3, T], so that every leaf leads with the batch axis."""
-    return prompt._replace(positions=jnp.moveaxis(prompt.positions, 0, 1))
-
-
-def rows_last(prompt: Prompt) -> Prompt:
-    """Inverse of `rows_first`."""
-    return prompt._replace(positions=jnp.moveaxis(prompt.positions, 1, 0))

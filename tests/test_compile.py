@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door that compiles for machines that are not there; small programs for real ones."""
+
+import json
+
+import jax
+import pytest
+
+from configs import sepgrpo
+from thinkgen_jax import cli, compile, sharding
+from thinkgen_jax.aot import build, programs, slices, work
+
+JOB = "--config=configs/sepgrpo.py"
+
+
+@pytest.fixture
+def door(monkeypatch, tmp_path, capsys):
+    """Runs the door; returns (status, what it wrote, what it printed)."""
+    for name, value in slices.QUIET.items():
+        monkeypatch.setenv(name, value)
+    kept = jax.config.jax_enable_compilation_cache
+
+    def run(*args):
+        out = tmp_path / "found.json"
+        status = 0
+        try:
+            cli.start(compile.FLAGS, compile.run, ["compile", *args, f"--json={out}"])
+        except SystemExit as end:
+            status = end.code
+        finally:
+            jax.config.update("jax_enable_compilation_cache", kept)
+            compile.FLAGS.unparse_flags()
+        printed = capsys.readouterr()
+        return status, json.loads(out.read_text()) if out.exists() else {}, printed
+
+    yield run
+
+
+def needs_compiler():
+    return pytest.importorskip("libtpu", reason="launch/requirements-tpu.txt is not installed")
+
+
+def test_every_program_of_the_main_job_compiles_for_a_slice(door):
+    needs_compiler()
+    status, found, printed = door(
+        f"{JOB}:tiny",
+        "--topology=v5e-4",
+        "--mesh=fsdp=2,tensor=2",
+        "--quick",
+        "--config.thought_tokens=128",
+        "--config.remat=full",
+        "--config.dtype=bfloat16",
+    )
+    assert status == 0, printed
+    results = {one["program"]: one for one in found["programs"]}
+    wanted = programs.PROGRAMS["mllm_grpo"] | programs.PROGRAMS["dit_grpo"]
+    assert set(results) == set(wanted)
+    for one in results.values():
+        assert one["verdict"] == build.FITS and 0 < one["peak"] < 1
+    for name in ("prefill", "logprobs", "mllm_step", "dit_step", "paths", "draw"):
+        assert results[name]["text"]["attention_kernels"] > 0, name
+    assert "all-gather" in results["dit_step"]["text"]["collectives"]
+    assert "FITS" in printed.out and "estimate, not measured" in printed.out
+
+
+def test_what_does_not_fit_is_told(door):
+    """The released system on four small chips: its trees alone are 200 GB."""
+    needs_compiler()
+    status, found, printed = door(
+        f"{JOB}:thinkgen", "--topology=v5e-4", "--mesh=fsdp=4", "--program=prefill"
+    )
+    assert status == 1 and found["verdict"] == build.TOO_BIG
+    assert sum(found["residents"].values()) > found["usable"]
+    assert "DOES NOT FIT" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--topology=v5e-4"], "--config and --topology are needed"),
+        ([f"{JOB}:tiny", "--topology=v5e-5"], "--topology=v5e-5: no such machine"),
+        ([f"{JOB}:tiny", "--topology=v5e-4", "--mesh=fsdp=2"], "makes 2 devices, v5e-4 has 4"),
+        ([f"{JOB}:tiny", "--topology=v5e-4", "--mesh=rows=4"], "--mesh"),
+    ],
+)
+def test_mistakes_are_one_line(door, args, message):
+    status, _, printed = door(*args)
+    assert status == 2 and message in printed.err and printed.err.count("\n") == 1
+
+
+def test_verdicts():
+    assert build.verdict(9.0, 10.0) == build.FITS
+    assert build.verdict(9.1, 10.0) == build.TIGHT
+    assert build.verdict(10.1, 10.0) == build.TOO_BIG
+    assert build.verdict(None, 10.0) == build.TOO_BIG
+
+
+def job(mesh, **changes):
+    config = sepgrpo.get_config("thinkgen")
+    with config.unlocked():
+        config.update(changes)
+    return compile.job_of(config, slices.parse("v5p-8"), mesh)
+
+
+def test_the_whole_released_job_traces_from_shapes_alone():
+    """8.8 B and 4.0 B parameters, 1,024 and 1,536 rows of rollouts; no array is made."""
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    with jax.set_mesh(mesh):
+        made = job(mesh)
+        held = build.residents(made)
+        total = 4 * (8_767_123_696 + 3_982_838_840)
+        # Parameters and two moments, once more the parameters for the references; norms are whole.
+        assert sum(held.values()) == pytest.approx(4 * total / 8 / build.GIB, rel=0.03)
+        for name, make in programs.table(made).items():
+            program = make()
+            traced = program.function.trace(*program.args, **program.kwargs)
+            assert traced.jaxpr.jaxpr.eqns, name
+            least = work.WORK[name](made, programs.phase_of(made, name))
+            assert least.flops > 1e12 and least.memory > 0
+            assert build.nbytes(program.loose) < 8 * build.GIB
+
+
+def test_search_walks_meshes_that_exist():
+    found = list(compile.meshes(32))
+    assert dict(data=1, fsdp=8, tensor=4, context=1) in found
+    for sizes in found:
+        assert sizes["data"] * sizes["fsdp"] * sizes["tensor"] == 32
+        assert max(sizes["fsdp"], sizes["tensor"]) <= 8

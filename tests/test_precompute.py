@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoding ahead: what is read again is what the frozen networks would have made in the step."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from tests.data import real
+from thinkgen_jax import logs, parts, precompute, recipe, starts, train
+from thinkgen_jax.data import encoded, feeding
+from thinkgen_jax.data.batches import Shape
+from thinkgen_jax.hf import assets
+from thinkgen_jax.steps import flow_sft
+
+
+def config_of(path, **changes):
+    config = importlib.import_module("configs.own").get_config("tiny")
+    with config.unlocked():
+        config.data = str(path)
+        config.plans.flow_sft.update(drop=0.0)
+        config.plans.flow_sft.corpus.update(clean=0.0, scales=(1.0,), broken=0.3, **changes)
+    return config
+
+
+def test_encodings_are_what_the_step_would_have_made(tmp_path, monkeypatch):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    for number in range(4):
+        (tmp_path / f"a_cat_{number}.png").write_bytes(real.picture(number, size=(64, 64)))
+    whole = (tmp_path / "a_cat_3.png").read_bytes()
+    (tmp_path / "a_cat_3.png").write_bytes(whole[: len(whole) // 2])
+    config, out = config_of(tmp_path), tmp_path / "coded"
+    how = dict(batch=2, shard=2, dtype="float32")
+    assert precompute.encode(config, out, **how) == 3
+    assert list(encoded.read_json(out / "skipped.json")) == ["a_cat_3.png"]
+
+    # The same again changes nothing; a lost shard alone is made again, and equal.
+    lost, kept = out / "0000-00000.array_record", out / "0000-00001.array_record"
+    before, times = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    (out / "0000-00000.json").unlink()
+    assert precompute.encode(config, out, **how) == 3
+    assert lost.read_bytes() == before and kept.stat().st_mtime_ns == times
+    with pytest.raises(ValueError, match=r"something else:\n  dtype: 'float32' -> 'bfloat16'"):
+        precompute.encode(config, out, **{**how, "dtype": "bfloat16"})
+
+    # Read again: the batches of the corpus, encoded.
+    (plan,) = dict(recipe.plans(config)).values()
+    system = starts.system_of(config)
+    built = parts.build(system, assets.load_text(parts.ASSETS, system))
+    (tmp_path / "a_cat_3.png").unlink()
+    shape = Shape(built.text, None, config.seed)
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        quiet = logs.setup()
+        frozen = {t: starts.tree_params(config, system, t, quiet) for t in ("mllm", "vae")}
+    feed, mean = feeding.feed(
+        plan.corpus, shape, multiple=16, tokens=system.multiple, size=2, drop=0.0
+    )
+    found = encoded.Encodings(str(out))
+    assert encoded.mean_tokens(found) == mean
+    (data,), _ = encoded.streams(found, size=2, drop=0.0, seed=config.seed)
+    frame = len(built.text.pseudo(""))
+    run = jax.jit(lambda batch: flow_sft.encode(built.encoder, frozen, batch, frame=frame))
+    made = [jax.device_get(run(next(feed))) for _ in range(3)]  # twice all records
+    tokens, states, segments = (
+        np.concatenate(arrays)
+        for arrays in zip(*((m.target.tokens, *m.condition) for m in made), strict=True)
+    )
+    for batch in (data[n] for n in range(3)):
+        for row in range(2):
+            apart = np.abs(tokens - batch.target.tokens[row]).max(axis=(1, 2))
+            assert np.sort(apart)[0] < 1e-5 and (apart > 0.1).sum() == 4
+            same, kept = apart.argmin(), batch.condition.segments[row]
+            np.testing.assert_array_equal(kept, segments[same])
+            words = states[same] * kept[:, None]
+            np.testing.assert_allclose(batch.condition.states[row], words, atol=1e-5)
+
+    # A stage learns from it without MLLM and autoencoder.
+    config = importlib.import_module("configs.own").get_config("tiny")
+    with config.unlocked():
+        config.plans.flow_sft.corpus.encoded = str(out)
+    monkeypatch.setattr(starts, "tree_params", only_dit(starts.tree_params))
+    rows = logs.read_metrics(train.run(config, tmp_path / "run"))
+    assert len(rows) == 2 and all(np.isfinite(row["flow_sft/loss"]) for row in rows)
+
+
+def only_dit(real_params):
+    def params(config, system, tree, log):
+        assert tree == "dit"
+        return real_params(config, system, tree, log)
+
+    return params
+
+
+def test_what_cannot_be_encoded_is_refused(tmp_path):
+    config = importlib.import_module("configs.own").get_config("tiny")
+    with pytest.raises(ValueError, match="either streams or a corpus"):
+        precompute.encode(config, tmp_path / "a", batch=2, shard=2, dtype="float32")
+    config = importlib.import_module("configs.align").get_config("tiny")
+    with pytest.raises(ValueError, match="no pictures to encode; give --config.data="):
+        precompute.encode(config, tmp_path / "a", batch=2, shard=2, dtype="float32")
+    with pytest.raises(ValueError, match="--batch=0"):
+        precompute.encode(config, tmp_path / "a", batch=0, shard=2, dtype="float32")
+    assert not (tmp_path / "a").exists()
