@@ -27,6 +27,7 @@ from thinkgen_jax.hf import streams
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.phases import Phase, RlPlan, Setup
 from thinkgen_jax.sampling import flow
+from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.steps import dit_grpo, grpo, mllm_grpo
 from thinkgen_jax.steps import state as learning
 from thinkgen_jax.steps.state import Learner
@@ -56,7 +57,7 @@ def plan_of(name: str, size: str, changes: Mapping[str, Any], *, parts_: int):
     """Plan and learner of a phase: the recipe's, with the changes of a row.
 
     Args:
-      changes: fields of `RlPlan`; "steps" and "scale" are of its drawing.
+      changes: fields of `RlPlan`; "steps" and "scale" are of its drawing, "kl" of its objective.
       parts_: micro-batches of an update.
     """
     config = importlib.import_module(f"configs.{name}").get_config(size)
@@ -67,6 +68,8 @@ def plan_of(name: str, size: str, changes: Mapping[str, Any], *, parts_: int):
     block["draw"]["steps"] = changes.pop("steps", block["draw"]["steps"])
     scale = changes.pop("scale", block["draw"]["guidance"]["text"])
     block["draw"]["guidance"]["text"] = float(scale)
+    if "kl" in changes:
+        block["path"]["kl"] = changes.pop("kl")
     block.update(changes, rewards=REWARD)
     return recipe.plan(block), recipe.learner(config, tree)
 
@@ -134,12 +137,15 @@ def picture_settings(built: Parts, plan: RlPlan) -> dict[str, Any]:
 
 def path_settings(built: Parts, plan: RlPlan, learner: Learner) -> flow_grpo.Settings:
     """Our plan as the peer of Flow-GRPO takes it."""
-    noise, steps = phases.noise_levels(plan)
+    width, trained = phases.widths(plan)
+    begin = plan.window[0]  # of the peer, which knows no windows at random
+    levels = np.zeros(plan.draw.steps)
+    levels[begin : begin + width] = plan.noise
     return flow_grpo.Settings(
         **picture_settings(built, plan),
         **optimizer_settings(learner),
-        noise=noise.tolist(),
-        steps=steps.tolist(),
+        noise=levels.tolist(),
+        steps=list(range(begin, begin + trained)),
         clip=plan.path.clip,
         kl=plan.path.kl,
         limit=plan.path.advantage_limit,
@@ -164,9 +170,8 @@ def token_settings(built: Parts, plan: RlPlan, learner: Learner) -> token_grpo.S
 
 def away_of(built: Parts, params: Params, scale: float) -> peer_dit.Text | None:
     """The negative prompt's states of one row."""
-    if scale <= 1:
-        return None
-    return models.text_of(rollout.negative_condition(built, params.mllm, 1))
+    away = rollout.negative_condition(built, params.mllm, Guidance(text=scale))
+    return None if away is None else models.text_of(away)
 
 
 def same_update(ours: Mapping, theirs: Mapping, before, after, moved) -> list[str]:
@@ -227,11 +232,16 @@ def paths(size: str, how: Mapping, count: int) -> Outcome:
 
 def _same_path_update(net: flow_grpo.Peer, how: flow_grpo.Settings, heard: list) -> list[str]:
     """Lets the peer learn from the trajectory that ours learned from."""
-    before, (_, path, negative, _, _), after, metrics = heard
+    before, (_, path, negative), after, metrics = heard
     rows = path.advantages.shape[0]
     if not np.asarray(path.weights).all():
         raise ValueError("a group was dropped, so the peer cannot learn from the same rows")
     away = None if net.away is None else models.repeat(net.away, rows)
+    # Our trajectory holds the trained steps alone, so the peer's are counted from its first.
+    count = len(path.old)
+    how = how._replace(
+        grid=path.times.tolist(), noise=[float(path.noise)] * count, steps=list(range(count))
+    )
     same = flow_grpo.Path(
         models.tensor(path.latents),
         models.tensor(path.old),

@@ -53,8 +53,9 @@ class Row(NamedTuple):
 # iterations there draw smaller pictures in fewer steps; --set=steps=10 and so on undoes it.
 NANO_PATHS = dict(prompts=4, group=8, steps=8, pixels=64, parts=1, warm=1)
 MID_PATHS = dict(prompts=4, group=8, steps=2, pixels=128, parts=4, warm=0)
-# Steps 1 and 2 stochastic, no guidance.
-FAST = dict(window=(1, 3), scale=1.0)
+# Two stochastic steps somewhere in the first half, what is before them shared by the group; no
+# guidance, no reference, log-probabilities of the rollout.
+FAST = dict(window=(0, 5), width=2, shared=True, keep_old=True, scale=1.0, kl=0.0)
 COUNTED = {"PyTorch's default": dict(steps=10), "our recipe": dict(steps=10, **FAST)}
 ROWS = {
     "dit": Row(
@@ -114,7 +115,7 @@ ROWS = {
     "forward_equivalents": Row(
         "DiT forwards per training picture",
         "launch.costs:forward_equivalents",
-        {"nano": (dict(prompts=2, group=2, pixels=64, parts=1, recipes=COUNTED), 1, None)},
+        {"nano": (dict(prompts=2, group=24, pixels=64, parts=1, recipes=COUNTED), 1, None)},
     ),
     "logprob_memory": Row(
         "temporary memory of log-probabilities, MiB by vocabulary",

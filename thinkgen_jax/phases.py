@@ -414,7 +414,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             "ratio_first": first["ratio"],
             "drift_first": first["drift"],
             **reward_metrics(settled, scored),
-            "forwards": forwards(plan, span, trained, path.references is not None),
+            "forward_equivalents": forwards(plan, span, trained, path.references is not None),
         }
         return {**states, "dit": state}, metrics, _gallery(scored.samples, settled, plan.group)
 

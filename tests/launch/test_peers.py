@@ -129,7 +129,7 @@ def test_condition_states_equal_ours():
 def test_sampling_and_pictures_equal_ours():
     built, params = tiny()
     condition = built.encoder.condition(params.mllm, pseudo(built, "a red ring", "a cross"))
-    away = rollout.negative_condition(built, params.mllm, 2)
+    away = rollout.negative_condition(built, params.mllm, Guidance(text=3.0))
     noise, (h, w) = rollout.initial_noise(built, jax.random.key(3), 2), built.grid()
     target = rollout._places(built, 2)._replace(tokens=noise)
     grid = flow.times(3, latent_pixels=h * w)
@@ -143,7 +143,7 @@ def test_sampling_and_pictures_equal_ours():
         jnp.asarray(grid),
         guidance=Guidance(text=3.0),
     )
-    texts = models.text_of(condition), models.text_of(away)
+    texts = models.text_of(condition), models.repeat(models.text_of(away), 2)
     got = peer_flow.sample(nets()[1], models.pictures_of(target), *texts, grid.tolist(), 3.0)
     np.testing.assert_allclose(got, want, rtol=0, atol=10 * ATOL)
     with torch.inference_mode():
@@ -207,8 +207,9 @@ def test_path_update_equals_ours(scale):
     )
     dit = peer_dit.of_tree(SYSTEM.dit, params.dit)
     condition = built.encoder.condition(params.mllm, pseudo(built, "a red ring", "a cross"))
-    away = rollout.negative_condition(built, params.mllm, 1)
-    net = flow_grpo.peer(mllm, dit, vae, models.text_of(away), how)
+    negative = rollout.negative_condition(built, params.mllm, Guidance(text=scale))
+    away = None if negative is None else models.text_of(negative)
+    net = flow_grpo.peer(mllm, dit, vae, away, how)
     with torch.no_grad():  # so that the reference is another network and the KL term counts
         for weight in net.reference.parameters():
             weight.mul_(1.02)
@@ -224,26 +225,24 @@ def test_path_update_equals_ours(scale):
     path = path._replace(advantages=torch.tensor([1.5, -0.5]))
 
     cfg = DitGrpoConfig(clip=1e-4, kl=0.5, guidance=Guidance(text=scale))
-    target = rollout._places(built, 2)
-    negative = rollout.negative_condition(built, params.mllm, 2) if scale > 1 else None
+    first, last = how.steps[0], how.steps[-1] + 2
     given = Trajectory(
-        jnp.asarray(path.latents.numpy()),
-        jnp.asarray(how.grid, jnp.float32),
-        jnp.asarray(path.old.numpy()),
-        target,
-        condition,
-        None,
-        jnp.asarray(path.advantages.numpy()),
-        jnp.ones(2),
+        latents=jnp.asarray(path.latents.numpy()[first:last]),
+        times=jnp.asarray(how.grid[first:last], jnp.float32),
+        second=jnp.float32(how.grid[1]),
+        noise=jnp.float32(0.7),
+        old=jnp.asarray(path.old.numpy()),
+        target=rollout._places(built, 2),
+        condition=condition,
+        references=None,
+        advantages=jnp.asarray(path.advantages.numpy()),
+        weights=jnp.ones(2),
     )
-    steps, levels = jnp.asarray(how.steps), jnp.asarray(noise, jnp.float32)
-    old = dit_grpo.make_logprobs(built.dit, cfg)(params.dit, given, negative, levels, steps)
+    old = dit_grpo.make_logprobs(built.dit, cfg)(params.dit, given, negative)
     np.testing.assert_allclose(path.old, old, rtol=0, atol=2e-5)
     reference = jax.tree.map(lambda x: 1.02 * x, params.dit)
     begin = state.create(jax.tree.map(jnp.copy, params.dit), LEARNER)
-    after, metrics = dit_grpo.make_step(built.dit, LEARNER, cfg)(
-        begin, reference, given, negative, levels, steps
-    )
+    after, metrics = dit_grpo.make_step(built.dit, LEARNER, cfg)(begin, reference, given, negative)
     theirs = flow_grpo.update(net, how, path)
     trees = (peer_dit.tensors_of(SYSTEM.dit, tree) for tree in (params.dit, after.params))
     found = iterations.same_update(metrics, theirs, *trees, dict(dit.named_parameters()))
