@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schedule, noise windows, streams, and how invalid responses are settled."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,10 @@ from tests.rewards.peers import peer
 from tests.toy import toy_text
 from thinkgen_jax import parts, phases, rollout
 from thinkgen_jax.data.batches import Stream
+from thinkgen_jax.data.prompt_sets import PromptSet
 from thinkgen_jax.models import presets
 from thinkgen_jax.phases import RlPlan, SftPlan
-from thinkgen_jax.rewards import Scorer, pool
+from thinkgen_jax.rewards import Scorer, facts, pool
 from thinkgen_jax.rewards.pool import Pool
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw, Thinking
@@ -215,3 +218,19 @@ def test_a_group_without_an_answer_is_no_number():
 def test_reinforcement_plans_out_of_range_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         plan(**bad)
+
+
+def test_requests_of_prompt_sets(tmp_path):
+    """Two GenEval prompts: a batch of both, with what the reward wants to know; their stream."""
+    path = tmp_path / "m.jsonl"
+    rows = [{"tag": "colors", "include": [{"class": c, "count": 1}], "prompt": c} for c in "ab"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    streams = (Stream(1.0, {"composition": 1.0}, length=256),)
+    made = plan(streams=streams, sets=(PromptSet("geneval", str(path), "composition"),))
+    system = presets.get("nano")
+    setup = phases.Setup(parts.build(system, toy_text(system)), {}, {}, {}, 0)
+    asked = next(phases._requests(made, setup))
+    assert sorted(r.prompt for r in asked) == ["a", "b"]
+    assert phases.stream_of(asked, streams) is streams[0]
+    known = facts.of(asked[0])
+    assert known["tag"] == "colors" and known["include"][0]["class"] == asked[0].prompt

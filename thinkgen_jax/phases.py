@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkgen_jax import logs, rewards, rollout
-from thinkgen_jax.data import batches, corpus, encoded, feeding
+from thinkgen_jax.data import batches, corpus, encoded, feeding, prompt_sets
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.data.corpus import Corpus
+from thinkgen_jax.data.prompt_sets import PromptSet
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.rewards import DROP_LIMIT, Scorer
 from thinkgen_jax.rewards.pool import (
@@ -111,6 +112,8 @@ class RlPlan:
       group: G, responses or paths per request; at least 2.
       inner: updates per rollout.
       streams: kinds of request batches, mixed by weight.
+      sets: prompt sets that requests come from instead of the miniature world; the streams then say
+        only the length and pictures of their scenarios.
       draw: how pictures are drawn for the reward.
       rewards: reward names and weights.
       servers: where rewards are scored that are not scored here, by name.
@@ -136,6 +139,7 @@ class RlPlan:
     streams: tuple[Stream, ...]
     inner: int = 1
     draw: Draw = field(default_factory=Draw)
+    sets: tuple[PromptSet, ...] = ()
     rewards: Mapping[str, float] = field(default_factory=lambda: {"miniature": 1.0})
     servers: Mapping[str, Service] = field(default_factory=dict)
     combine: str = "sum"
@@ -552,6 +556,11 @@ def _shape(setup: Setup) -> Shape:
 
 def _requests(plan: RlPlan, setup: Setup):
     shape = _shape(setup)
+    if plan.sets:
+        items = [item for one in plan.sets for item in prompt_sets.read(one)]
+        side = setup.parts.system.image_size
+        how = dict(size=plan.prompts, seed=setup.seed, picture=side)
+        return batches.mixed(*prompt_sets.streams(items, **how))
     data = [batches.request_stream(s, shape, size=plan.prompts) for s in plan.streams]
     return batches.mixed(data, [s.weight for s in plan.streams])
 

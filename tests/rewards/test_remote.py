@@ -4,6 +4,7 @@
 import base64
 import io
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from PIL import Image
 
 from tests.rewards.peers import peer, says
 from thinkgen_jax import rewards
-from thinkgen_jax.rewards import judge
-from thinkgen_jax.rewards.remote import Client, Failed, Service, Unavailable
+from thinkgen_jax.rewards import facts, judge
+from thinkgen_jax.rewards.remote import Client, Failed, Service, Unavailable, encode
 from thinkgen_jax.structs import Request, Sample
 
 RED = np.full((4, 6, 3), (255, 0, 7), np.uint8)
@@ -273,6 +274,13 @@ def test_what_needs_a_server_is_refused_without_one():
         rewards.check({"judge": 1.0}, {"judge": service("http://x/v1")})
     with pytest.raises(ValueError, match=r"servers \['x'\] have no weight"):
         rewards.check({"form": 1.0}, {"x": service("http://x")})
+
+
+def test_rewards_know_what_a_prompt_set_noted():
+    item = SimpleNamespace(reward={"tag": "t", "description": "two cats"})
+    sample = Sample(Request("p", meta={"item": item, "tag": "own"}), "i", RED)
+    assert facts.described(sample) == "two cats"
+    assert encode(sample)["meta"] == {"tag": "own", "description": "two cats"}
 
 
 def test_geneval_judges_what_a_detector_saw():

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from thinkgen_jax.rewards import facts
 from thinkgen_jax.rewards.remote import Client
 from thinkgen_jax.structs import Sample
 
@@ -231,7 +232,7 @@ def rate(
       ValueError: for a sample without GenEval's metadata.
     """
     verdicts = [
-        judge(sample.request.meta, found)
+        judge(facts.of(sample.request), found)
         for sample, found in zip(samples, detect(client, samples), strict=True)
     ]
     how = dict(strict_weight=strict_weight, is_clipped=is_clipped)
@@ -245,11 +246,12 @@ def detect(client: Client, samples: Sequence[Sample]) -> list[dict[str, list[Det
       Failed: when the server gives no usable answer.
       ValueError: for a sample without GenEval's metadata.
     """
-    for sample in samples:
-        missing = {"tag", "include"} - set(sample.request.meta)
+    known = [facts.of(sample.request) for sample in samples]
+    for sample, said in zip(samples, known, strict=True):
+        missing = {"tag", "include"} - set(said)
         if missing:
             raise ValueError(f"{sample.request.prompt!r}: geneval needs meta {sorted(missing)}")
-    tags = [sample.request.meta["tag"] for sample in samples]
+    tags = [said["tag"] for said in known]
 
     def read_all(details: list) -> list[dict[str, list[Detection]]]:
         return [read(detail, tag=tag) for detail, tag in zip(details, tags, strict=True)]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from thinkgen_jax.rewards import facts
 from thinkgen_jax.rewards.remote import Client
 from thinkgen_jax.structs import Sample
 
@@ -33,11 +34,6 @@ TOKENS = 512
 SAID = 120  # characters of an answer that an error repeats
 
 
-def described(sample: Sample) -> str:
-    """The words a picture is held against: a resolved description where the data has one."""
-    return str(sample.request.meta.get("description") or sample.request.prompt)
-
-
 def rate(client: Client, samples: Sequence[Sample]) -> np.ndarray:
     """The judge's mean score of every picture, float32 [N] in [0, 1].
 
@@ -49,7 +45,7 @@ def rate(client: Client, samples: Sequence[Sample]) -> np.ndarray:
     for sample in samples:
         if sample.image is None:
             raise ValueError("there is no picture to judge")
-        text = QUESTION.format(text=described(sample))
+        text = QUESTION.format(text=facts.described(sample))
         how = dict(system=SYSTEM, temperature=0, max_tokens=TOKENS)
         scores = client.chat(text, [sample.image], named_scores(NAMES, 1, 5), **how)
         out.append((np.mean(scores) - 1) / 4)

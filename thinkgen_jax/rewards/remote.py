@@ -29,6 +29,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from thinkgen_jax.rewards import facts
 from thinkgen_jax.structs import Sample
 
 FINAL = (400, 401, 403, 404, 413, 422)  # the same request would be refused again
@@ -230,9 +231,9 @@ class Client:
 
 
 def encode(sample: Sample) -> dict:
-    """A sample as JSON: words, pictures as PNG, and of `meta` what JSON or PNG can hold."""
+    """A sample as JSON: words, pictures as PNG, and of `facts` what JSON or PNG can hold."""
     request = sample.request
-    meta = {name: _plain(value) for name, value in request.meta.items()}
+    meta = {name: _plain(value) for name, value in facts.of(request).items()}
     return {
         "prompt": request.prompt,
         "instruction": sample.instruction,

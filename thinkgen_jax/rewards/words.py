@@ -31,6 +31,7 @@ from typing import NamedTuple
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+from thinkgen_jax.rewards import facts
 from thinkgen_jax.structs import Sample
 
 EXTRA = "launch/requirements-ocr.txt"
@@ -201,7 +202,7 @@ def rate_ocr(samples: Sequence[Sample]) -> np.ndarray:
 
 def rate_reflection(samples: Sequence[Sample]) -> np.ndarray:
     """How near every instruction is to a right repair, float32 [N]."""
-    rights = [s.request.meta.get("repairs", ()) for s in samples]
+    rights = [facts.of(s.request).get("repairs", ()) for s in samples]
     found = [nearest(s.instruction, right) for s, right in zip(samples, rights, strict=True)]
     return np.asarray(found, np.float32)
 
