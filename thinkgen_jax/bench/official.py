@@ -167,7 +167,8 @@ def run(
     scores, notes, shown = {}, [], []
     for thinks in think:
         folder = out / MODES[thinks]
-        made = {"seed": seed, "settings": vars(settings), **(about or {})}
+        how = {name: x for name, x in vars(settings).items() if name != "batch"}  # changes nothing
+        made = {"seed": seed, "settings": how, **(about or {})}
         claim(folder, json.loads(json.dumps(made)))
         if benchmark.prepare is not None:
             benchmark.prepare(folder, tasks)
