@@ -194,6 +194,14 @@ def draw(
     return dict(steps=steps, guidance=guidance, temperature=temperature, halvings=halvings)
 
 
+def scoring(servers: dict[str, dict] | None = None, **weights: float) -> dict:
+    """Rewards by weight; `servers` has the fields of `remote.Service` of those scored elsewhere.
+
+    E.g. scoring({"hpsv3": dict(urls=("http://127.0.0.1:8100",))}, form=0.1, hpsv3=1.0).
+    """
+    return dict(rewards=weights, servers=servers or {}, combine="sum", drop_limit=0.5)
+
+
 def shrink(config: ConfigDict) -> ConfigDict:
     """What `:tiny` means: two steps, a batch of two."""
     config.steps = 2

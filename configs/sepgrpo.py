@@ -39,8 +39,9 @@ def token_plan(nano: bool) -> dict:
         inner=1,
         chunks=1,
         streams=streams,
+        sets={},  # of `data.prompt_sets`, instead of the miniature world
         draw=common.draw(6 if nano else 20, text=2.0 if nano else 4.0, halvings=2 if nano else 0),
-        rewards=dict(miniature_robust=1.0),
+        **common.scoring(miniature_robust=1.0),
         token=dict(clip_low=0.2, clip_high=0.3, kl=1e-2, per_sequence=False, temperature=1.0),
     )
 
@@ -55,8 +56,9 @@ def path_plan(nano: bool) -> dict:
         inner=1,
         chunks=1,
         streams=dict(a_drawn=common.stream(1.0, drawn, length=112)),
+        sets={},
         draw=common.draw(8 if nano else 20, text=2.0 if nano else 4.0),
-        rewards=dict(miniature_robust=1.0),
+        **common.scoring(miniature_robust=1.0),
         path=dict(clip=1e-4, kl=0.04, advantage_limit=5.0, kernel="flow_sde"),
         noise=0.7,
         window=(0, 4) if nano else (0, 0),
