@@ -141,7 +141,8 @@ def loop(
             phase = built[name]
             writer.describe(name)
             begun, place = time.monotonic(), phase.data.get_state()
-            batch = hosts.lay(next(phase.data), "batch" if phase.learns == "mllm" else "rows")
+            rows = "batch" if phase.learns == "mllm" else "rows"
+            batch = hosts.lay(next(phase.data), rows, sliced=phase.sliced)
             try:
                 states, metrics, gallery = phase.update(
                     states, batch, jax.random.fold_in(root, step)
