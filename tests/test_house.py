@@ -38,14 +38,15 @@ FENCES = {  # third-party package: beginnings of the paths, below the package, t
     **{"ml_collections": (*DOORS, "recipe.py", "starts.py")},
     **{"transformers": ("data/text.py",), "tokenizers": ("data/text.py",)},
     **{"tensorflow_datasets": ("data/",), "pyarrow": ("data/",), "array_record": ("data/",)},
-    **{"scipy": ("world/", "data/"), "PIL": ("world/", "data/", "logs.py")},
+    **{"scipy": ("world/", "data/"), "PIL": ("world/", "data/", "logs.py", "rewards/remote.py")},
     **{"matplotlib": ("report.py",), "tensorboardX": ("logs.py",), "tqdm": ("logs.py",)},
     **{"httpx": ("rewards/remote.py",), "rapidfuzz": ("rewards/words.py",)},
-    **{name: () for name in ("torch", "pickle", "cloudpickle", "dill", "Levenshtein")},
+    **{"rapidocr": ("rewards/words.py",), "pickle": ("bench/risebench.py",)},  # which only writes
+    **{name: () for name in ("torch", "cloudpickle", "dill", "Levenshtein")},
 }
 PRINTERS = (*DOORS, "cli.py", "world/gates.py", "world/attacks.py", "world/calibrate.py")
 WITHOUT_JAX = ("data/", "world/")
-OPTIONAL = {"httpx", "rapidfuzz"}  # named in launch/requirements-*.txt
+OPTIONAL = {"rapidocr"}  # named in launch/requirements-*.txt
 DISTRIBUTIONS = {
     **{"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"},
     **{"tensorflow_datasets": "tensorflow-datasets"},

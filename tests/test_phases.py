@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schedule, noise windows, streams, and how invalid responses are settled."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.rewards.peers import peer
 from tests.toy import toy_text
 from thinkgen_jax import parts, phases, rollout
 from thinkgen_jax.data.batches import Stream
+from thinkgen_jax.data.prompt_sets import PromptSet
 from thinkgen_jax.models import presets
 from thinkgen_jax.phases import RlPlan, SftPlan
+from thinkgen_jax.rewards import Scorer, facts, pool
+from thinkgen_jax.rewards.pool import Pool
+from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw, Thinking
 from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
-from thinkgen_jax.structs import Decoded, Request
+from thinkgen_jax.structs import Decoded, Request, Sample
 from thinkgen_jax.world import tasks
 
 STREAMS = (
@@ -137,11 +144,93 @@ def test_stream_is_found_by_scenario():
 
 def test_invalid_responses_get_the_floor_and_hopeless_groups_are_dropped():
     rewards, valid = np.array([0.4, 0.9, 0.0, 0.0]), np.array([True, True, False, False])
-    table, usable = rollout.settle(rewards, valid, group=2, floor=0.0)
+    table, usable = pool.fill(rewards, valid, group=2, floor=0.0)
     assert usable.tolist() == [True, False]
     np.testing.assert_allclose(table, [[0.4, 0.9], [0, 0]], rtol=1e-6)
-    table, usable = rollout.settle(
+    table, usable = pool.fill(
         np.array([0.4, 0.8, 0.6]), np.array([True, False, True]), group=3, floor=0.1
     )
     assert usable.all()
     np.testing.assert_allclose(table, [[0.4, 0.1, 0.6]], rtol=1e-6)
+
+
+def brightness(samples):
+    """A reward of this file: mean of the picture, 0 to 1."""
+    return [float(s.image.mean()) / 255 for s in samples]
+
+
+def sent(answer, **changes):
+    """Four pictures of two groups, handed over in two parts: one reward here, one at a server."""
+    values = np.array([0, 51, 102, 255], np.uint8)[:, None, None, None]
+    images = values * np.ones((1, 2, 2, 3), np.uint8)
+    rows = [Sample(Request(p), "", x) for p, x in zip("aabb", images, strict=True)]
+    with peer(answer) as there:
+        far = Service((there.url,), tries=1, ceiling=10.0)
+        weights = {f"{__name__}:brightness": 1.0, "far": 0.1}
+        made = plan(group=2, rewards=weights, servers={"far": far}, drop_limit=1.0, **changes)
+        with Scorer(made.rewards, made.servers, drop_limit=1.0) as scorer:
+            threads = Pool(scorer, 2)
+            for part in (rows[:2], rows[2:]):
+                threads.submit(lambda part=part: part)
+            scored = threads.collect()
+    return scored, phases._settle(made, scored)
+
+
+def test_rewards_here_and_at_a_server_add_up():
+    def answer(path, body, n):
+        return 200, {"scores": [10.0 if s["prompt"] == "a" else 0.0 for s in body["samples"]]}
+
+    scored, got = sent(answer)
+    np.testing.assert_allclose(got.table, [[1.0, 1.2], [0.4, 1.0]], rtol=1e-5)
+    assert got.usable.all() and not got.failed.any()
+    metrics = pool.reward_metrics(got, scored)
+    assert metrics["reward"] == pytest.approx(0.9) and metrics["reward_far"] == 5.0
+    assert (metrics["failed_groups"], metrics["dropped_groups"]) == (0.0, 0.0)
+    np.testing.assert_array_equal(got.learnt, got.table)
+    # The server says the same all over a group: only brightness tells, and by its spread alone.
+    by_each = sent(answer, combine="gdpo")[1].learnt
+    np.testing.assert_allclose(by_each, np.array([[-1, 1], [-1, 1]]) / 2**0.5, rtol=1e-4)
+
+
+def test_a_group_without_an_answer_is_no_number():
+    def answer(path, body, n):
+        prompt = body["samples"][0]["prompt"]
+        return (500, {}) if prompt == "a" else (200, {"scores": [0.0, 0.0]})
+
+    scored, got = sent(answer)
+    assert got.usable.tolist() == [False, True] and got.failed.tolist() == [True, False]
+    metrics = pool.reward_metrics(got, scored)
+    assert metrics["reward"] == pytest.approx(0.7) and metrics["failed_groups"] == 0.5
+    captions = phases._gallery(scored.samples, got, 2).captions
+    assert "reward" not in captions[0] and "reward 0.40" in captions[2]
+    scored, got = sent(lambda *_: (500, {}))
+    assert got.failed.all() and np.isnan(pool.reward_metrics(got, scored)["reward"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (dict(combine="max"), "combine = 'max' is not one of"),
+        (dict(drop_limit=1.5), "drop_limit = 1.5"),
+        (dict(rewards={"hpsv3": 1.0}), "'hpsv3' needs an address in servers"),
+    ],
+)
+def test_reinforcement_plans_out_of_range_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**bad)
+
+
+def test_requests_of_prompt_sets(tmp_path):
+    """Two GenEval prompts: a batch of both, with what the reward wants to know; their stream."""
+    path = tmp_path / "m.jsonl"
+    rows = [{"tag": "colors", "include": [{"class": c, "count": 1}], "prompt": c} for c in "ab"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    streams = (Stream(1.0, {"composition": 1.0}, length=256),)
+    made = plan(streams=streams, sets=(PromptSet("geneval", str(path), "composition"),))
+    system = presets.get("nano")
+    setup = phases.Setup(parts.build(system, toy_text(system)), {}, {}, {}, 0)
+    asked = next(phases._requests(made, setup))
+    assert sorted(r.prompt for r in asked) == ["a", "b"]
+    assert phases.stream_of(asked, streams) is streams[0]
+    known = facts.of(asked[0])
+    assert known["tag"] == "colors" and known["include"][0]["class"] == asked[0].prompt

@@ -24,17 +24,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkgen_jax import logs, rewards, rollout
-from thinkgen_jax.data import batches, corpus, encoded, feeding
+from thinkgen_jax.data import batches, corpus, encoded, feeding, prompt_sets
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.data.corpus import Corpus
+from thinkgen_jax.data.prompt_sets import PromptSet
 from thinkgen_jax.parts import Parts
-from thinkgen_jax.rewards.pool import Pool, Scored
+from thinkgen_jax.rewards import DROP_LIMIT, Scorer
+from thinkgen_jax.rewards.pool import (
+    COMBINE,
+    Pool,
+    Scored,
+    Settled,
+    reward_metrics,
+    settle,
+)
+from thinkgen_jax.rewards.remote import Failed, Service
 from thinkgen_jax.rollout import Draw, Paths, Span, Thinking
 from thinkgen_jax.steps import cost, dit_grpo, flow_sft, grpo, mllm_grpo, text_sft, vae_sft
 from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
 from thinkgen_jax.steps.mllm_grpo import MllmGrpoConfig
 from thinkgen_jax.steps.state import Learner
-from thinkgen_jax.structs import Key, Params, Request, States, Thoughts, Tree
+from thinkgen_jax.structs import Key, Params, Request, Sample, States, Thoughts, Tree
 
 
 @dataclass(frozen=True)
@@ -102,8 +112,14 @@ class RlPlan:
       group: G, responses or paths per request; at least 2.
       inner: updates per rollout.
       streams: kinds of request batches, mixed by weight.
+      sets: prompt sets that requests come from instead of the miniature world; the streams then say
+        only the length and pictures of their scenarios.
       draw: how pictures are drawn for the reward.
       rewards: reward names and weights.
+      servers: where rewards are scored that are not scored here, by name.
+      combine: "sum" compares weighted sums; "gdpo" first brings each reward to mean 0 and spread 1
+        inside its group, so that none drowns the others by its scale.
+      drop_limit: share of recent groups that may be dropped for want of a server's answer.
       token, path: constants of the two objectives.
       chunks: parts of an iteration that are drawn one after the other, each scored while the next
         is drawn.
@@ -123,7 +139,11 @@ class RlPlan:
     streams: tuple[Stream, ...]
     inner: int = 1
     draw: Draw = field(default_factory=Draw)
+    sets: tuple[PromptSet, ...] = ()
     rewards: Mapping[str, float] = field(default_factory=lambda: {"miniature": 1.0})
+    servers: Mapping[str, Service] = field(default_factory=dict)
+    combine: str = "sum"
+    drop_limit: float = DROP_LIMIT
     token: MllmGrpoConfig = field(default_factory=MllmGrpoConfig)
     path: DitGrpoConfig = field(default_factory=DitGrpoConfig)
     noise: float = 0.7
@@ -146,7 +166,11 @@ class RlPlan:
             raise ValueError(f"width = {self.width} does not fit the window {self.window}")
         if not 0 <= self.silent <= 1:
             raise ValueError(f"silent = {self.silent}: must lie in [0, 1]")
-        rewards.check(self.rewards)
+        if self.combine not in COMBINE:
+            raise ValueError(f"combine = {self.combine!r} is not one of {COMBINE}")
+        if not 0 <= self.drop_limit <= 1:
+            raise ValueError(f"drop_limit = {self.drop_limit}: must lie in [0, 1]")
+        rewards.check(self.rewards, self.servers)
 
 
 class Setup(NamedTuple):
@@ -297,7 +321,7 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
     logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token, cut)
     grpo_step = mllm_grpo.make_step(parts.mllm, setup.learners["mllm"], plan.token)
     reference = setup.references.get("mllm")
-    pool = Pool(plan.rewards)
+    pool = _open("mllm_grpo", plan)
 
     def draw(params: Params, requests: list[Request], key: Key) -> Thinking:
         """Draws part of an iteration and hands it over to the rewards."""
@@ -319,9 +343,12 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         ref = logprobs(reference, prompt, mask) if plan.token.kl else None
         jax.block_until_ready((old, ref))  # what is left to do needs the rewards
         scored = pool.collect()
-        table, usable = _settle(plan, scored)
-        advantage = _advantages(table, usable, scope="group", ddof=1, eps=1e-6)
-        mask = mask & jnp.asarray(np.repeat(usable, plan.group))[:, None]
+        settled = _settle(plan, scored)
+        if settled.failed.all():  # nothing to learn from, not even where the reference lies
+            return states, reward_metrics(settled, scored), None
+        scope = "group" if plan.combine == "sum" else "batch"
+        advantage = _advantages(settled.learnt, settled.usable, scope=scope, ddof=1, eps=1e-6)
+        mask = mask & jnp.asarray(np.repeat(settled.usable, plan.group))[:, None]
         thoughts = Thoughts(prompt, mask, old, ref, advantage)
         state = states["mllm"]
         for inner in range(plan.inner):
@@ -332,12 +359,12 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         metrics = {
             **metrics,
             "ratio_first": first["ratio"],
-            **_reward_metrics(table, usable, scored),
+            **reward_metrics(settled, scored),
             "valid": float(np.mean(np.asarray(thinking.valid))),
             "tokens": float(written.mean()),
             "stopped": float(np.mean(np.asarray(thinking.decoded.stopped))),
         }
-        return {**states, "mllm": state}, metrics, _gallery(scored.samples, table, plan.group)
+        return {**states, "mllm": state}, metrics, _gallery(scored.samples, settled, plan.group)
 
     return Phase("mllm", _requests(plan, setup), update)
 
@@ -347,7 +374,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
     logprobs = dit_grpo.make_logprobs(parts.dit, plan.path)
     grpo_step = dit_grpo.make_step(parts.dit, setup.learners["dit"], plan.path)
     reference = setup.references.get("dit") if plan.path.kl else None
-    pool, kept = Pool(plan.rewards), KeptOld(plan)
+    pool, kept = _open("dit_grpo", plan), KeptOld(plan)
 
     def draw(params: Params, span: Span, requests: list[Request], key: Key) -> Paths:
         """Draws part of an iteration and hands it over to the rewards."""
@@ -373,10 +400,12 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             path = path._replace(old=logprobs(params.dit, path, negative))
         jax.block_until_ready(path)  # what is left to do needs the rewards
         scored = pool.collect()
-        table, usable = _settle(plan, scored)
+        settled = _settle(plan, scored)
+        if settled.failed.all():
+            return states, reward_metrics(settled, scored), None
         path = path._replace(
-            advantages=_advantages(table, usable, scope="batch", ddof=0, eps=1e-4),
-            weights=jnp.asarray(np.repeat(usable, plan.group), jnp.float32),
+            advantages=_advantages(settled.learnt, settled.usable, scope="batch", ddof=0, eps=1e-4),
+            weights=jnp.asarray(np.repeat(settled.usable, plan.group), jnp.float32),
         )
         state = states["dit"]
         for inner in range(plan.inner):
@@ -388,10 +417,10 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             **metrics,
             "ratio_first": first["ratio"],
             "drift_first": first["drift"],
-            **_reward_metrics(table, usable, scored),
+            **reward_metrics(settled, scored),
             "forward_equivalents": forwards(plan, span, trained, path.references is not None),
         }
-        return {**states, "dit": state}, metrics, _gallery(scored.samples, table, plan.group)
+        return {**states, "dit": state}, metrics, _gallery(scored.samples, settled, plan.group)
 
     return Phase("dit", _requests(plan, setup), update)
 
@@ -475,11 +504,27 @@ def _chunks(requests: Sequence[Request], key: Key, count: int) -> list[tuple[lis
     return list(zip(parts, jax.random.split(key, count), strict=True))
 
 
-def _settle(plan: RlPlan, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards [B, G] and which groups count."""
-    floor, _ = rewards.bounds(plan.rewards)
-    valid = np.asarray([s.valid for s in scored.samples])
-    return rollout.settle(scored.values, valid, group=plan.group, floor=floor)
+def _open(name: str, plan: RlPlan) -> Pool:
+    """Opens a phase's rewards and tells what each is.
+
+    Raises:
+      ValueError: when a reward's server does not answer.
+    """
+    scorer = Scorer(plan.rewards, plan.servers, drop_limit=plan.drop_limit)
+    try:
+        for line in scorer.describe():
+            logs.note(f"{name}: {line}")
+    except Failed as err:
+        scorer.close()
+        raise ValueError(f"config.plans.{name}.servers: {err}") from None
+    return Pool(scorer, plan.group)
+
+
+def _settle(plan: RlPlan, scored: Scored) -> Settled:
+    """Settles invalid responses and failed servers; what failed is told."""
+    for cause in scored.rated.causes:
+        logs.note(f"groups dropped: {cause}")
+    return settle(scored, plan.rewards, plan.servers, group=plan.group, combine=plan.combine)
 
 
 def _advantages(
@@ -492,26 +537,17 @@ def _advantages(
     return jnp.asarray(out.reshape(-1))
 
 
-def _reward_metrics(table: np.ndarray, usable: np.ndarray, scored: Scored) -> dict[str, float]:
-    spread = table.std(axis=1)
-    return {
-        "reward": float(table.mean()),
-        "reward_best": float(table.max(axis=1).mean()),
-        "flat_groups": float((spread < 1e-6).mean()),
-        "dropped_groups": float(1 - usable.mean()),
-        "reward_seconds": scored.seconds,
-        "reward_hidden": scored.hidden,
-    }
-
-
-def _gallery(scored, table: np.ndarray, group: int) -> Gallery:
+def _gallery(shown: Sequence[Sample], settled: Settled, group: int) -> Gallery:
     """The first three groups, at most six of each."""
+    table = settled.table
     rows = [b * group + g for b in range(min(3, len(table))) for g in range(min(group, 6))]
+    # No number stands under a picture that nobody scored.
+    told = [None if settled.failed[i // group] else float(table.flat[i]) for i in rows]
     captions = [
-        logs.caption(scored[i].request.prompt, scored[i].instruction, float(table.flat[i]))
-        for i in rows
+        logs.caption(shown[i].request.prompt, shown[i].instruction, reward)
+        for i, reward in zip(rows, told, strict=True)
     ]
-    return Gallery([scored[i].image for i in rows], captions)
+    return Gallery([shown[i].image for i in rows], captions)
 
 
 def _shape(setup: Setup) -> Shape:
@@ -520,6 +556,11 @@ def _shape(setup: Setup) -> Shape:
 
 def _requests(plan: RlPlan, setup: Setup):
     shape = _shape(setup)
+    if plan.sets:
+        items = [item for one in plan.sets for item in prompt_sets.read(one)]
+        side = setup.parts.system.image_size
+        how = dict(size=plan.prompts, seed=setup.seed, picture=side)
+        return batches.mixed(*prompt_sets.streams(items, **how))
     data = [batches.request_stream(s, shape, size=plan.prompts) for s in plan.streams]
     return batches.mixed(data, [s.weight for s in plan.streams])
 

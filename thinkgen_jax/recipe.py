@@ -18,9 +18,11 @@ from thinkgen_jax.bench import miniature
 from thinkgen_jax.data import corpus
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.data.corpus import Corpus, Source
+from thinkgen_jax.data.prompt_sets import PromptSet
 from thinkgen_jax.hf import assets
 from thinkgen_jax.optim import OptimConfig
 from thinkgen_jax.phases import RlPlan, Setup, SftPlan
+from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw
 from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.steps import state as learning
@@ -204,6 +206,10 @@ def plan(block: dict) -> SftPlan | RlPlan:
             values["loss"] = VaeLoss(**block["loss"])
         return SftPlan(**values)
     guidance = Guidance(**block["draw"]["guidance"])
+    sets = block.get("sets", {})
+    values["sets"] = tuple(PromptSet(**sets[name]) for name in sorted(sets))
+    servers = block.get("servers", {}).items()
+    values["servers"] = {name: Service(**_tuples(one)) for name, one in servers}
     values["draw"] = Draw(**{**block["draw"], "guidance": guidance})
     if "token" in values:
         values["token"] = MllmGrpoConfig(**block["token"])

@@ -6,8 +6,7 @@
 * Phase B (`path_group`): one condition per request, shared by its group; the DiT draws G stochastic
   paths from different noise.
 * Requests of one batch are of one kind (drawing, editing, ...): shapes stay static.
-* An invalid response (no marker, or nothing behind it) gets the least valid reward of its group, or
-  the reward's floor if that is less; a group without a valid response is dropped and counted.
+* What becomes of the rewards, and of invalid responses, is `rewards.pool`'s.
 
 Source: paper 4 (SepGRPO); Flow-GRPO.
 """
@@ -429,21 +428,3 @@ def samples(
         Sample(request, instruction, image, bool(ok))
         for request, instruction, image, ok in zip(rows, words, images, valid, strict=True)
     ]
-
-
-def settle(
-    rewards: np.ndarray, valid: np.ndarray, *, group: int, floor: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards [B, G] with invalid responses settled, and which groups can be learnt from.
-
-    Args:
-      rewards: [B · G].
-      valid: bool [B · G], False for a response without an instruction.
-      floor: least value the reward can take.
-    """
-    table, ok = rewards.reshape(-1, group).astype(np.float64), valid.reshape(-1, group)
-    usable = ok.any(axis=1)
-    least = np.where(ok, table, np.inf).min(axis=1, keepdims=True)
-    least = np.minimum(least, floor)
-    settled = np.where(ok, table, least)
-    return np.where(usable[:, None], settled, floor).astype(np.float32), usable

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from thinkgen_jax import cache, checkpoint, hosts, logs, phases, recipe, report, sharding, starts
 from thinkgen_jax.phases import Phase, Setup
+from thinkgen_jax.rewards.remote import Unavailable
 from thinkgen_jax.structs import States
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
@@ -139,9 +140,19 @@ def loop(
             name = phases.at(step, config.phases)
             phase = built[name]
             writer.describe(name)
-            begun = time.monotonic()
+            begun, place = time.monotonic(), phase.data.get_state()
             batch = hosts.lay(next(phase.data), "batch" if phase.learns == "mllm" else "rows")
-            states, metrics, gallery = phase.update(states, batch, jax.random.fold_in(root, step))
+            try:
+                states, metrics, gallery = phase.update(
+                    states, batch, jax.random.fold_in(root, step)
+                )
+            except Unavailable as err:  # everything is still as it was before this step
+                phase.data.set_state(place)
+                guard.settle()
+                writer.flush()
+                save(saves, step, states, built, meta, standing(recent))
+                saves.wait()
+                raise ValueError(f"step {step + 1}: {err}; the same command goes on") from None
             hosts.settle(states)
             done = step + 1
             spent = {"step_seconds": time.monotonic() - begun, "programs": programs.count}

@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from thinkgen_jax.rewards import pool
+from thinkgen_jax.rewards import Scorer, pool
 from thinkgen_jax.structs import Request, Sample
 
+NAME = f"{__name__}:brightness"
 PIXELS = np.zeros((1, 1, 3), np.uint8)
 
 
@@ -23,14 +24,14 @@ def samples(*values):
 
 @pytest.fixture
 def threads():
-    return pool.Pool({f"{__name__}:brightness": 1.0})
+    return pool.Pool(Scorer({NAME: 1.0}), 1)
 
 
 def test_batches_come_back_in_order(threads):
     threads.submit(lambda: (time.sleep(0.1), samples(0.1, 0.2))[1])
     threads.submit(lambda: samples(0.3))
     scored = threads.collect()
-    np.testing.assert_allclose(scored.values, [0.1, 0.2, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(scored.rated.parts[NAME], [0.1, 0.2, 0.3], rtol=1e-6)
     assert [s.request.prompt for s in scored.samples] == ["0.1", "0.2", "0.3"]
     assert 0.4 <= scored.seconds < 0.6
 
@@ -48,4 +49,12 @@ def test_errors_of_rewards_are_errors_once(threads):
     with pytest.raises(ValueError, match="gave 7.0, declared are"):
         threads.collect()
     threads.submit(lambda: samples(0.25))
-    np.testing.assert_allclose(threads.collect().values, [0.25])
+    np.testing.assert_allclose(threads.collect().rated.parts[NAME], [0.25])
+
+
+def test_each_reward_counts_by_its_weight_whatever_its_scale():
+    """Two rewards, one a hundred times the other: [-1, 1] / sqrt(2) each, before the weights."""
+    small, large = np.array([[0.0, 1.0], [3.0, 3.0]]), np.array([[100.0, 0.0], [0.0, 500.0]])
+    unit = np.sqrt(0.5)
+    got = pool.decoupled(np.stack([small, large]), [1.0, 0.5], eps=1e-9)
+    np.testing.assert_allclose(got, unit * np.array([[-0.5, 0.5], [-0.5, 0.5]]), rtol=1e-6)

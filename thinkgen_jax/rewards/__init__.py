@@ -3,47 +3,113 @@
 
 A reward is a function of a list of samples to float32 [N]; its declared floor and ceiling bound it
 and give invalid responses their place. A name "module:function" takes a reward from the user's own
-code, which declares its bounds as attributes `floor` and `ceiling` (0 and 1 where absent).
+code, which declares its bounds as attributes `floor` and `ceiling` (0 and 1 where absent), and
+likewise `sees` and `version`.
 
-* An error inside a reward is an error: it never becomes a low score.
+A name that `servers` has is scored there (`remote.Service`): one of the table, or any other, which
+then gets the bounds of its service. Rewards whose `function` is None live behind servers alone.
+
+* An error inside a reward is an error: it never becomes a low score. Where a server gives no usable
+  answer, the whole group is dropped and counted; past a share of drops the run stops.
 """
 
 import importlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from thinkgen_jax.rewards import form, miniature
+from thinkgen_jax.rewards import form, geneval, judge, miniature, words
+from thinkgen_jax.rewards.remote import Client, Failed, Service, Unavailable
 from thinkgen_jax.structs import Sample
 
 TOLERANCE = 1e-5  # rounding beyond the declared bounds
+DROP_LIMIT = 0.5  # share of recent groups that may be dropped before a run stops
+RECENT = 10  # steps that are recent
+
+Scores = Callable[[Sequence[Sample]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A rule and the bounds of its scores."""
+    """A rule and the bounds of its scores.
 
-    function: Callable[[Sequence[Sample]], np.ndarray]
+    Attributes:
+      function: samples to scores; None where only a server can tell.
+      sees: which words of a sample it reads; "" for none.
+      version: changes when scores do; a function where it depends on what is installed, which
+        refuses what is not.
+      asked: how a server is asked, (client, samples) -> scores; None sends samples and takes the
+        server's numbers as they are.
+    """
+
+    function: Scores | None
     floor: float = 0.0
     ceiling: float = 1.0
+    sees: str = ""
+    version: str | Callable[[], str] = "1"
+    asked: Callable[[Client, Sequence[Sample]], np.ndarray] | None = None
 
+
+QUOTED = "the prompt's words in '...'"
+ASKED = "meta['include'] and meta['tag']"
+DESCRIBED = "meta['description'], else the prompt"
 
 REWARDS = {
-    "form": Reward(form.rate),
-    "miniature": Reward(miniature.rate),
-    "miniature_robust": Reward(miniature.rate_robust),
+    "form": Reward(form.rate, sees="the instruction"),
+    "miniature": Reward(miniature.rate, sees="meta['item'] and, in reflection, the instruction"),
+    "miniature_robust": Reward(miniature.rate_robust, sees="as miniature"),
+    "word_accuracy": Reward(words.rate_accuracy, sees=QUOTED, version=words.reader),
+    "word_f1": Reward(words.rate_f1, sees=QUOTED, version=words.reader),
+    "word_ned": Reward(words.rate_ned, sees=QUOTED, version=words.reader),
+    "ocr": Reward(words.rate_ocr, sees='the prompt\'s text in "..."', version=words.reader),
+    "reflection_ned": Reward(words.rate_reflection, sees="the instruction and meta['repairs']"),
+    "geneval": Reward(None, sees=ASKED, asked=geneval.rate),  # half score, half strict
+    "geneval_score": Reward(None, sees=ASKED, asked=partial(geneval.rate, strict_weight=0.0)),
+    "geneval_strict": Reward(None, sees=ASKED, asked=partial(geneval.rate, strict_weight=1.0)),
+    # Flow-GRPO's own: not cut off at 0, so that every object too many costs.
+    "geneval_flow": Reward(
+        None,
+        floor=geneval.LEAST_SCORE,
+        sees=ASKED,
+        asked=partial(geneval.rate, strict_weight=0.0, is_clipped=False),
+    ),
+    # (mu - 5) / 10, cut to [-1, 1]: the model's own scale has no bounds.
+    "hpsv3": Reward(None, -1.0, 1.0, sees=DESCRIBED),
+    # Gain over the picture that was to be edited; see launch/scorers/siglip2.py.
+    "siglip2": Reward(None, -1.0, 1.0, sees=DESCRIBED + " where meta has no 'target' picture"),
+    "judge": Reward(None, sees=DESCRIBED, asked=judge.rate),
 }
 
 
-def find(name: str) -> Reward:
+class Rated(NamedTuple):
+    """Scores of a batch: each reward's [N], which samples' groups failed, and why."""
+
+    parts: dict[str, np.ndarray]  # where `failed`, the reward's floor stands for nothing
+    failed: np.ndarray  # bool [N], whole groups
+    causes: tuple[str, ...]
+
+
+def find(name: str, servers: Mapping[str, Service] | None = None) -> Reward:
     """Looks a reward up, or imports it for a name "module:function".
 
     Raises:
-      ValueError: for an unknown name, a module or function that is not there, or wrong bounds.
+      ValueError: for an unknown name, a module or function that is not there, wrong bounds, or a
+        reward that needs a server and has none.
     """
+    served = name in (servers or {})
     if name in REWARDS:
+        if REWARDS[name].function is None and not served and servers is not None:
+            raise ValueError(f"rewards: {name!r} needs an address in servers")
+        if served and REWARDS[name].asked is judge.rate and not servers[name].model:
+            raise ValueError(f"servers: {name!r} needs the judge's model")
         return REWARDS[name]
+    if served:
+        return Reward(None, servers[name].floor, servers[name].ceiling, sees="what its server says")
     module, colon, function = name.partition(":")
     if not colon:
         raise ValueError(f"rewards: {name!r} is not one of {sorted(REWARDS)} nor 'module:function'")
@@ -54,24 +120,41 @@ def find(name: str) -> Reward:
     floor, ceiling = getattr(found, "floor", 0.0), getattr(found, "ceiling", 1.0)
     if not callable(found) or not floor < ceiling:
         raise ValueError(f"rewards: {name!r} is no function with floor < ceiling")
-    return Reward(found, float(floor), float(ceiling))
+    words_ = {key: str(getattr(found, key)) for key in ("sees", "version") if hasattr(found, key)}
+    return Reward(found, float(floor), float(ceiling), **words_)
 
 
-def check(weights: Mapping[str, float]) -> None:
-    """Refuses what `score` could not use.
+def version_of(reward: Reward) -> str:
+    """A reward's version.
 
     Raises:
-      ValueError: for no reward at all, or as `find`.
+      ValueError: where it needs what is not installed.
     """
+    return reward.version() if callable(reward.version) else reward.version
+
+
+def check(weights: Mapping[str, float], servers: Mapping[str, Service] | None = None) -> None:
+    """Refuses what `score` and `Scorer` could not use.
+
+    Raises:
+      ValueError: for no reward at all, a server without a weight, or as `find`.
+    """
+    servers = servers or {}
     if not weights:
         raise ValueError("rewards is empty: at least one reward is needed")
     for name in weights:
-        find(name)
+        find(name, servers)
+    idle = sorted(set(servers) - set(weights))
+    if idle:
+        raise ValueError(f"servers {idle} have no weight in rewards")
 
 
-def bounds(weights: Mapping[str, float]) -> tuple[float, float]:
+def bounds(
+    weights: Mapping[str, float], servers: Mapping[str, Service] | None = None
+) -> tuple[float, float]:
     """Floor and ceiling of the weighted sum."""
-    ends = [(w * find(n).floor, w * find(n).ceiling) for n, w in weights.items()]
+    found = {name: find(name, servers) for name in weights}
+    ends = [(w * found[n].floor, w * found[n].ceiling) for n, w in weights.items()]
     return sum(map(min, ends)), sum(map(max, ends))
 
 
@@ -82,11 +165,11 @@ def parts(samples: Sequence[Sample], weights: Mapping[str, float]) -> dict[str, 
       ValueError: when a reward returns another number of scores, one that is not finite, or one
         beyond its bounds.
     """
-    return {name: _score(samples, name, find(name)) for name in weights}
+    return {name: _score(samples, name, find(name, {})) for name in weights}
 
 
 def score(samples: Sequence[Sample], weights: Mapping[str, float]) -> np.ndarray:
-    """The weighted sum of rewards, float32 [N].
+    """The weighted sum of local rewards, float32 [N].
 
     Args:
       samples: what was written and drawn; those with `valid` False are not shown to any reward and
@@ -97,20 +180,160 @@ def score(samples: Sequence[Sample], weights: Mapping[str, float]) -> np.ndarray
       ValueError: as `parts`, and for no reward at all.
     """
     check(weights)
-    found = parts(samples, weights)
-    total = np.zeros(len(samples), np.float32)
+    return total(samples, parts(samples, weights), weights)
+
+
+def total(
+    samples: Sequence[Sample],
+    found: Mapping[str, np.ndarray],
+    weights: Mapping[str, float],
+    servers: Mapping[str, Service] | None = None,
+) -> np.ndarray:
+    """The weighted sum of rewards, float32 [N]; invalid samples get its floor."""
+    out = np.zeros(len(samples), np.float32)
     for name, weight in weights.items():
-        total += np.float32(weight) * found[name]
+        out += np.float32(weight) * found[name]
     valid = np.asarray([s.valid for s in samples], bool)
-    return np.where(valid, total, np.float32(bounds(weights)[0]))
+    return np.where(valid, out, np.float32(bounds(weights, servers)[0]))
 
 
-def _score(samples: Sequence[Sample], name: str, reward: Reward) -> np.ndarray:
+class Scorer:
+    """Rewards with their connections open, and the count of what was dropped lately."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        servers: Mapping[str, Service] | None = None,
+        *,
+        drop_limit: float = DROP_LIMIT,
+    ):
+        check(weights, servers)
+        self.servers = dict(servers or {})
+        self.rewards = {name: find(name, self.servers) for name in weights}
+        self.drop_limit = drop_limit
+        self._clients = {name: Client(name, one) for name, one in self.servers.items()}
+        self._recent: deque[float] = deque(maxlen=RECENT)
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes all connections."""
+        for client in self._clients.values():
+            client.close()
+
+    def describe(self) -> list[str]:
+        """One line per reward: range, what it reads, version, where it is scored.
+
+        Raises:
+          Failed: when a reward server does not answer or serves something else.
+        """
+        lines = []
+        for name, reward in self.rewards.items():
+            version, where = version_of(reward), "here"
+            if name in self._clients:
+                where, version = self._ask(name, reward)
+            sees = reward.sees or "no words"
+            span = f"[{reward.floor:g}, {reward.ceiling:g}]"
+            lines.append(f"reward {name} {span}, reads {sees}, version {version}, scored {where}")
+        return lines
+
+    def start(self, samples: Sequence[Sample], group: int) -> dict[str, list[Future | None]]:
+        """Sends samples to the servers, group by group, without waiting.
+
+        Call it with whole groups as soon as they are drawn; `finish` waits.
+        """
+        out = {}
+        for name, client in self._clients.items():
+            groups = [samples[i : i + group] for i in range(0, len(samples), group)]
+            out[name] = [client.submit(self._group, name, one) for one in groups]
+        return out
+
+    def finish(
+        self, samples: Sequence[Sample], group: int, pending: Mapping[str, Sequence[Future]]
+    ) -> Rated:
+        """Scores samples where they are scored here, and waits for the servers.
+
+        Raises:
+          ValueError: as `parts`.
+        """
+        found, failed, causes = {}, np.zeros(len(samples), bool), []
+        for name, reward in self.rewards.items():
+            if name not in self._clients:
+                found[name] = _score(samples, name, reward)
+                continue
+            found[name] = np.full(len(samples), reward.floor, np.float32)
+            for n, future in enumerate(pending[name]):
+                rows = slice(n * group, (n + 1) * group)
+                try:
+                    found[name][rows] = future.result()
+                except Failed as err:
+                    failed[rows] = True
+                    causes.append(str(err))
+        return Rated(found, failed, tuple(dict.fromkeys(causes)))
+
+    def rate(self, samples: Sequence[Sample], group: int) -> Rated:
+        """Scores samples, rows of a group side by side; see `finish`."""
+        return self.finish(samples, group, self.start(samples, group))
+
+    def count(self, rated: Rated) -> None:
+        """Takes what became of a step's groups.
+
+        Raises:
+          Unavailable: when more than `drop_limit` of the groups of recent steps were dropped.
+        """
+        self._recent.append(float(rated.failed.mean()) if rated.failed.size else 0.0)
+        # Steps that were not made yet count as good: a server may need a minute to come back.
+        share = sum(self._recent) / RECENT
+        if share > self.drop_limit:
+            raise Unavailable(
+                f"{share:.0%} of the groups of the last {RECENT} steps had no reward, more than "
+                f"drop_limit = {self.drop_limit:.0%}; last cause: {rated.causes[-1]}"
+            )
+
+    def _group(self, name: str, samples: Sequence[Sample]) -> np.ndarray:
+        """Scores one group at its server."""
+        reward, client = self.rewards[name], self._clients[name]
+
+        def ask(shown: Sequence[Sample]) -> np.ndarray:
+            if reward.asked is not None:
+                return reward.asked(client, shown)
+            return client.score(shown, floor=reward.floor, ceiling=reward.ceiling)[0]
+
+        return _score(samples, name, reward, ask)
+
+    def _ask(self, name: str, reward: Reward) -> tuple[str, str]:
+        """Where a served reward is scored and in which version.
+
+        Raises:
+          Failed: when a reward server states other bounds than the reward has.
+        """
+        service = self.servers[name]
+        where = f"at {', '.join(service.urls)}"
+        if service.model:
+            return where, f"{version_of(reward)}, judge {service.model}"
+        about = self._clients[name].health()[0]
+        stated = about.get("floor", reward.floor), about.get("ceiling", reward.ceiling)
+        if reward.asked is None and stated != (reward.floor, reward.ceiling):
+            raise Failed(
+                f"{name}: {where} states bounds {stated}, want {(reward.floor, reward.ceiling)}"
+            )
+        version = "1" if callable(reward.version) else reward.version  # the reader is over there
+        return where, f"{version}, server {about.get('reward')} {about.get('version')}"
+
+
+def _score(
+    samples: Sequence[Sample], name: str, reward: Reward, function: Scores | None = None
+) -> np.ndarray:
+    function = function or reward.function
     out = np.full(len(samples), reward.floor, np.float32)
     shown = [i for i, sample in enumerate(samples) if sample.valid]
     if not shown:
         return out
-    got = np.asarray(reward.function([samples[i] for i in shown]), np.float32)
+    got = np.asarray(function([samples[i] for i in shown]), np.float32)
     if got.shape != (len(shown),):
         raise ValueError(f"reward {name!r}: scores {got.shape} for {len(shown)} samples")
     low, high = reward.floor - TOLERANCE, reward.ceiling + TOLERANCE

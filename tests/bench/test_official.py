@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Official benchmarks from end to end: copies as users have them, a painter, judges that behave."""
+
+import csv
+import json
+import pickle
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from PIL import Image
+
+from tests.bench.test_miniature import MODEL
+from tests.rewards.peers import peer, says
+from thinkgen_jax import bench, cli, evaluate, logs, pipeline
+from thinkgen_jax.bench import cvtg, geneval, official, risebench
+from thinkgen_jax.rewards import words
+from thinkgen_jax.rewards.remote import Client, Service
+from thinkgen_jax.structs import Result
+
+DOG = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a dog"}
+CUPS = {
+    "tag": "counting",
+    "include": [{"class": "cup", "count": 2}],
+    "exclude": [{"class": "cup", "count": 3}],
+    "prompt": "two cups",
+}
+WISE = dict(Explanation="an answer", Category="c", Subcategory="s")
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """A painter that needs no weights; counts what it drew."""
+    asked = []
+
+    def paint(parts, params, requests, settings):
+        asked.extend(requests)
+        return [
+            Result(np.full((8, 8, 3), r.seed % 251, np.uint8), "hm" * r.think, r.prompt)
+            for r in requests
+        ]
+
+    monkeypatch.setattr(pipeline, "generate", paint)
+    monkeypatch.setattr(evaluate.cache, "enable", lambda: None)
+    monkeypatch.setattr(evaluate.ThinkGen, "from_pretrained", lambda path, start: MODEL)
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+@pytest.fixture
+def door(drawn, monkeypatch):
+    monkeypatch.setattr(evaluate, "Service", quick)
+    saved = flagsaver.save_flag_values(evaluate.FLAGS)
+    yield lambda *given: cli.start(evaluate.FLAGS, evaluate.run, ["evaluate", *given])
+    flagsaver.restore_flag_values(saved, evaluate.FLAGS)
+
+
+def quick(urls, **how):
+    return Service(urls, **{"tries": 2, "backoff": 0.01, "timeout": 5.0} | how)
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "red").save(path)
+
+
+def dogs(path, body, n):
+    box = [0, 0, 5, 5, 0.95, ""]
+    return 200, {"scores": [0], "details": [{"dog": [box], "cup": [box]}]}
+
+
+def test_geneval_through_the_door(door, drawn, tmp_path, capsys):
+    write(tmp_path / "copy" / geneval.PROMPTS, "\n".join(map(json.dumps, (DOG, CUPS))))
+    line = ("--benchmark=geneval", "--prompts=copy", "--out=out", "--think=both")
+    door(*line)
+    assert len(drawn) == 16 and len({r.seed for r in drawn}) == 8
+    assert "--detector=URL" in capsys.readouterr().out
+    folder = tmp_path / "out" / "think"
+    assert json.loads((folder / "images/00001/metadata.jsonl").read_text()) == CUPS
+    names = sorted(p.name for p in (folder / "images/00000/samples").iterdir())
+    assert names == [f"{n:05d}.png" for n in range(4)]
+    (folder / "images/00001/samples/00002.png").unlink()
+    with peer(dogs) as there:
+        door(*line, f"--detector={there.url}")
+        assert len(drawn) == 17 and drawn[-1].seed == drawn[14].seed  # the same picture again
+        assert len(there.asked) == 16
+        door(*line, f"--detector={there.url}")
+        assert len(there.asked) == 16  # and nothing is asked twice
+    shown = capsys.readouterr().out
+    assert "| ours, think |" in shown and "ThinkGen, thinking" in shown
+    assert "2 of 553 prompts: not comparable" in shown
+    rows = json.loads((tmp_path / "out/result.json").read_text())["rows"]
+    assert rows[0]["parts"] == {"single_object": 1.0, "counting": 0.0}
+    results = [json.loads(x) for x in (folder / "results.jsonl").read_text().splitlines()]
+    assert summary_scores(results) == (0.5, 0.5, 0.5)
+    assert results[4]["reason"] == "expected cup>=2, found 1"
+
+
+def summary_scores(rows):
+    """What the official summary makes of a results file: by image, by prompt, by task."""
+    prompts, tasks = defaultdict(list), defaultdict(list)
+    for row in rows:
+        assert isinstance(row["correct"], bool) and isinstance(row["metadata"], str)
+        prompts[row["metadata"]].append(row["correct"])
+        tasks[row["tag"]].append(row["correct"])
+    return (
+        np.mean([row["correct"] for row in rows]),
+        np.mean([any(rights) for rights in prompts.values()]),
+        np.mean([np.mean(rights) for rights in tasks.values()]),
+    )
+
+
+def test_another_run_is_refused_the_folder(door, tmp_path, capsys):
+    write(tmp_path / "m.jsonl", json.dumps(DOG))
+    line = ("--benchmark=geneval", "--prompts=m.jsonl", "--out=out", "--think=no")
+    door(*line)
+    door(*line, "--batch=2")  # what a picture becomes does not depend on its neighbours
+    with pytest.raises(SystemExit):
+        door(*line, "--seed=1")
+    assert "holds pictures of another run (seed: 0 -> 1)" in capsys.readouterr().err
+
+
+def wise_copy(folder, count=3):
+    for n, name in enumerate(bench.wise.FILES):
+        ids = range(1, 1 + count) if n == 0 else ()
+        items = [{**WISE, "Prompt": f"riddle {i}", "prompt_id": i} for i in ids]
+        write(folder / f"{name}.json", items)
+    write(folder / "judge_system.txt", "be strict")
+    write(folder / "judge_prompt.txt", 'PROMPT: "{PROMPT}" EXPLANATION: "{EXPLANATION}"')
+
+
+def test_wise_and_a_judge_that_refuses_one(door, drawn, tmp_path, capsys):
+    """The two other answers are kept; when the judge has calmed down only one is asked for."""
+    wise_copy(tmp_path / "copy")
+    good = "Consistency: 2\nRealism: 1\nAesthetic Quality: 1"
+    refused = ["riddle 2"]
+    line = ("--benchmark=wise", "--prompts=copy", "--out=out", "--think=yes", "--judge_model=m")
+
+    def reply(path, body, n):
+        asked = body["messages"][1]["content"][0]["text"]
+        return says("I will not" if any(word in asked for word in refused) else good)
+
+    with peer(reply) as there:
+        with pytest.raises(SystemExit):
+            door(*line, f"--judge={there.url}/v1")
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "1 of 3 answers could not be had" in told
+        assert len(drawn) == 3 and len(there.asked) == 4  # two tries of the one
+        refused.clear()
+        door(*line, f"--judge={there.url}/v1")
+        assert len(there.asked) == 5 and len(drawn) == 3
+    body = there.asked[-1][1]
+    assert body["messages"][0] == {"role": "system", "content": "be strict"}
+    said = body["messages"][1]["content"][0]["text"]
+    assert said == 'PROMPT: "riddle 2" EXPLANATION: "an answer"'
+    assert (body["temperature"], body["max_tokens"]) == (0, 2000)
+    lines = (tmp_path / "out/think/scores.jsonl").read_text().splitlines()
+    assert json.loads(lines[2]) == {
+        **{"prompt_id": 3, "Subcategory": "s"},
+        **{"consistency": 2.0, "realism": 1.0, "aesthetic_quality": 1.0},
+    }
+    row = json.loads((tmp_path / "out/result.json").read_text())["rows"][0]
+    assert row["overall"] is None and row["parts"] == {"culture": pytest.approx(0.85)}
+    assert row["about"]["judge"] == "m" and len(row["about"]["dates"]) == 1
+    with pytest.raises(SystemExit):
+        door(*line[:-1], "--judge_model=other", f"--judge={there.url}/v1")
+    assert "holds answers of ['m'], not of other" in capsys.readouterr().err
+
+
+def official_run(name, prompts, out, **tools):
+    return official.run(
+        bench.OFFICIAL[name],
+        MODEL,
+        prompts=prompts,
+        out=out,
+        think=(False,),
+        seed=0,
+        settings=MODEL.settings,
+        tools=official.Tools(**tools),
+    )
+
+
+def judge_of(there):
+    return Client("judge", quick((there.url,), model="m"))
+
+
+def test_imgedit_writes_what_the_official_steps_read(drawn, tmp_path):
+    edits = {
+        "7": {"id": "animal/x.png", "prompt": "add a hat", "edit_type": "add"},
+        "8": {"id": "animal/x.png", "prompt": "make it blue", "edit_type": "alter"},
+    }
+    write(tmp_path / "copy/basic_edit.json", edits)
+    write(tmp_path / "copy/prompts.json", {"add": "A <edit_prompt>", "adjust": "B <edit_prompt>"})
+    picture(tmp_path / "copy/animal/x.png")
+    said = "fine\nPrompt Compliance: 5\nVisual Naturalness: 4\nPhysical & Detail Integrity: 4"
+    with peer(lambda *_: says(said)) as there, judge_of(there) as judge:
+        found = official_run("imgedit", tmp_path / "copy", tmp_path / "out", judge=judge)
+    asked = [body["messages"][0]["content"] for _, body, _ in there.asked]
+    assert sorted(parts[0]["text"] for parts in asked) == ["A add a hat", "B make it blue"]
+    assert [len(parts) for parts in asked] == [3, 3] and len(drawn[0].images) == 1
+    folder = tmp_path / "out/no-think"
+    assert sorted(p.name for p in (folder / "images").iterdir()) == ["7.png", "8.png"]
+    assert json.loads((folder / "result.json").read_text()) == {"7": said, "8": said}
+    assert json.loads((folder / "average_score.json").read_text()) == {"7": 4.33, "8": 4.33}
+    assert json.loads((folder / "typescore.json").read_text()) == {"add": 4.33, "adjust": 4.33}
+    assert found.scores["no-think"].overall is None
+
+
+def rise_copy(folder):
+    items = [
+        {"index": "temporal_reasoning_1", "category": "temporal_reasoning", "reference": "older"},
+        {"index": "logical_reasoning_1", "category": "logical_reasoning", "reference_img": "r.png"},
+        {"index": "spatial_reasoning_1", "category": "spatial_reasoning", "reference": "mirrored"},
+    ]
+    for item in items:
+        item |= {"instruction": "do it", "image": "t/a.png", "reasoning_img": None}
+    items[2]["consistency_free"] = 1.0
+    write(folder / risebench.DATA, items)
+    picture(folder / "data/t/a.png")
+    picture(folder / "data/r.png")
+
+
+def test_rise_answers_lie_where_the_official_script_resumes(drawn, tmp_path):
+    rise_copy(tmp_path / "copy")
+
+    def answer(path, body, n):
+        is_puzzle = "puzzle" in body["messages"][0]["content"][0]["text"]
+        return says(f"so\n**Final Score:** **{1 if is_puzzle else 5}**")
+
+    with peer(answer) as there, judge_of(there) as judge:
+        found = official_run("risebench", tmp_path / "copy", tmp_path / "out", judge=judge)
+    assert len(there.asked) == 3 + 2 + 2
+    folder = tmp_path / "out/no-think/outputs/thinkgen_jax"
+    assert (folder / "images/temporal_reasoning/temporal_reasoning_1.png").exists()
+    kept = pickle.loads((folder / "thinkgen_jax.pkl").read_bytes())
+    assert {k: set(v) for k, v in kept.items()} == {
+        "temporal_reasoning_1": {"judge1", "judge2", "judge3"},
+        "logical_reasoning_1": {"judge1", "judge2"},
+        "spatial_reasoning_1": {"judge1", "judge2", "judge3"},
+    }
+    assert kept["spatial_reasoning_1"]["judge1"] is None
+    parts = found.scores["no-think"].parts
+    assert parts["temporal"] == parts["logical"] == parts["spatial"] == 100
+    assert parts["accuracy, old"] == pytest.approx(200 / 3) and parts["score"] == 100
+    assert "own rubric" in found.table()
+
+
+def test_dpg_grids_and_questions(drawn, tmp_path):
+    write(tmp_path / "copy/prompts/3.txt", "a dog\n")
+    with (tmp_path / "copy/dpg_bench.csv").open("w") as file:
+        names = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
+        table = csv.writer(file)
+        table.writerows([names, (3, 9, 0, "x", "?"), (3, 1, 0, "entity - whole (dog)", "A dog?")])
+    yes = iter(["yes", "no", "yes", "yes"])
+    with peer(lambda *_: says(next(yes))) as there, judge_of(there) as judge:
+        found = official_run("dpg", tmp_path / "copy", tmp_path / "out", judge=judge)
+        assert found.scores["no-think"].about["questions"] == 4
+    grid = Image.open(tmp_path / "out/no-think/images/3.png")
+    assert grid.size == (16, 16)
+    assert [grid.getpixel(at)[0] for at in ((0, 0), (8, 0), (0, 8), (8, 8))] == [0, 1, 2, 3]
+
+
+def test_cvtg_reads_what_was_drawn(drawn, tmp_path, monkeypatch):
+    for half in cvtg.HALVES:
+        for area in cvtg.AREAS:
+            one = {"index": 0, "prompt": "a sign 'GO ON'", "carrier_list": [], "sentence_list": []}
+            write(tmp_path / f"copy/{half}/{area}.json", {"data_list": [one]})
+    monkeypatch.setattr(words, "read", lambda image: ["go"])
+    monkeypatch.setattr(words, "reader", lambda: "a reader")
+    found = official_run("cvtg", tmp_path / "copy", tmp_path / "out").scores["no-think"]
+    assert found.overall == 0.5 and found.parts["2 regions"] == 0.5
+    assert found.about == {"reader": "a reader", "images": 8, "words": 16}
+    assert (tmp_path / "out/no-think/images/CVTG-Style/5/0.png").exists()
+    whole = json.loads((tmp_path / "out/no-think/result.json").read_text())
+    assert whole["overall_results"]["correct_words"] == 8 and len(whole["area_results"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--benchmark=geneval", "--out=o"], "needs --prompts"),
+        (["--benchmark=wise", "--prompts=none"], "needs a folder"),
+        (["--benchmark=wise", "--prompts=none", "--out=o"], "cannot be read"),
+        (["--benchmark=geneval", "--prompts=bad.jsonl", "--out=o"], "line 1 has no 'include'"),
+        (["--benchmark=dpg", "--prompts=.", "--out=o"], "neither prompts/*.txt nor"),
+        (["--benchmark=geneval", "--prompts=m", "--out=o", "--judge=http://x"], "--judge_model"),
+    ],
+)
+def test_one_line_for_what_is_wrong(door, tmp_path, capsys, given, message):
+    write(tmp_path / "bad.jsonl", json.dumps({"prompt": "p", "tag": "t"}))
+    write(tmp_path / "m", json.dumps(DOG))
+    with pytest.raises(SystemExit) as stop:
+        door(*given)
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.startswith("error: ") and message in told
+    assert told.count("\n") == 1
+
+
+def test_a_file_cut_off_by_a_crash_goes_on(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"key": "a"}\n{"key": "b')
+    official.append(path, ['{"key": "c"}'])
+    assert [line["key"] for line in official.records(path)] == ["a", "c"]
+    assert logs.read_metrics(tmp_path) == []

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server: batches, the bounded queue, refusals, and our client at its other end."""
+
+import contextlib
+import http.client
+import json
+import threading
+import time
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+
+from launch import reward_server
+from thinkgen_jax.rewards.remote import Client, Failed, Service, encode
+from thinkgen_jax.structs import Request, Sample
+
+BUSY, GATE = threading.Event(), threading.Event()
+ABOUT = {"reward": "mean", "version": "3", "floor": 0.0, "ceiling": 1.0}
+
+
+def sample(value=51, **meta):
+    return Sample(Request("p", meta=meta), "i", np.full((2, 2, 3), value, np.uint8))
+
+
+def means(state, samples):
+    state.append(len(samples))
+    return [(s["image"].mean() / 255, s["meta"]) for s in samples]
+
+
+def gated(sizes):
+    """A scorer that says when it is busy, waits for the gate, and bears no white."""
+    GATE.clear()
+    BUSY.clear()
+
+    def score(state, samples):
+        BUSY.set()
+        GATE.wait(5)
+        if any(s["image"].max() == 255 for s in samples):
+            raise RuntimeError("too bright")
+        return means(sizes, samples)
+
+    return score
+
+
+@contextlib.contextmanager
+def served(score=means, state=None, **changes):
+    how = dict(host="127.0.0.1", port=0, batch=4, waiting=8, patience=5.0) | changes
+    scorer = SimpleNamespace(score=score, ABOUT=ABOUT)
+    server = reward_server.serve(scorer, [] if state is None else state, **how)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        server.work.close()
+
+
+def begin(one, url, score, waiting):
+    """Sends requests while the scorer is busy with the first, until all others wait."""
+    ask = lambda value: one.score([sample(value)], floor=0.0, ceiling=1.0)  # noqa: E731
+    pending = [one.submit(ask, score[0])]
+    assert BUSY.wait(5)
+    pending += [one.submit(ask, value) for value in score[1:]]
+    end = time.monotonic() + 5
+    while httpx.get(f"{url}/health").json()["waiting"] < waiting:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return pending
+
+
+def client(url, **changes):
+    return Client("mean", Service((url,), **{"tries": 1, "timeout": 5.0} | changes))
+
+
+def test_scores_and_details_and_health():
+    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+
+    def score(state, samples):
+        assert samples[0]["meta"]["target"].tolist() == picture.tolist()
+        return [(0.25, {"seen": samples[0]["prompt"]})]
+
+    with served(score) as url, client(url) as one:
+        got, details = one.score([sample(target=picture)], floor=0.0, ceiling=1.0)
+        assert got.tolist() == [0.25] and details == [{"seen": "p"}]
+        (about,) = one.health()
+    assert about == {**ABOUT, "sees": "", "status": "ok", "waiting": 0}
+
+
+def test_waiting_requests_share_a_batch():
+    sizes = []
+    with served(gated(sizes)) as url, client(url, workers=8) as one:
+        pending = begin(one, url, [51] * 6, 5)
+        GATE.set()
+        for future in pending:
+            assert future.result()[0] == pytest.approx([0.2])
+    assert sizes == [1, 4, 1]
+
+
+def test_a_full_queue_says_so():
+    with served(gated([]), waiting=1, batch=1) as url, client(url, workers=8) as one:
+        pending = begin(one, url, [51] * 5, 1)
+        while sum(p.done() for p in pending) < 3:
+            time.sleep(0.01)
+        GATE.set()
+        told = [p.exception() for p in pending]
+    assert sum("the queue is full" in str(error) for error in told) == 3
+    assert told.count(None) == 2
+
+
+def test_one_bad_sample_spoils_its_own_request_alone():
+    with served(gated([])) as url, client(url) as one:
+        pending = begin(one, url, [0, 0, 255], 2)
+        GATE.set()
+        assert [p.exception() is None for p in pending] == [True, True, False]
+        assert "RuntimeError: too bright" in str(pending[2].exception())
+
+
+@pytest.mark.parametrize("scores", [[], [0.5, 0.5], [float("nan")]])
+def test_a_scorer_that_lies_is_an_error(scores):
+    with served(lambda *_: scores) as url, client(url) as one:
+        with pytest.raises(Failed, match="status 500.*the scorer gave"):
+            one.score([sample()], floor=0.0, ceiling=1.0)
+
+
+def test_what_takes_too_long_is_an_error():
+    with served(lambda *_: time.sleep(0.3) or [0.5], patience=0.05) as url, client(url) as one:
+        with pytest.raises(Failed, match="status 503.*not scored within 0.05 s"):
+            one.score([sample()], floor=0.0, ceiling=1.0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x80\x04K\x01.",
+        b"[1]",
+        b'{"samples": 3}',
+        b'{"samples": [{"image": "x"}]}',
+        b'{"samples": [{"prompt": "p", "image": "bm8gcGljdHVyZQ=="}]}',
+    ],
+)
+def test_garbage_is_refused(body):
+    with served() as url:
+        assert httpx.post(f"{url}/score", content=body).status_code == 400
+        assert httpx.post(f"{url}/elsewhere", content=body).status_code == 404
+        huge = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+        huge.putrequest("POST", "/score")
+        huge.putheader("content-length", str(2**40))
+        huge.endheaders()
+        assert huge.getresponse().status == 413
+        huge.close()
+        with client(url) as one:  # and the server lives on
+            assert one.score([sample()], floor=0.0, ceiling=1.0)[0] == pytest.approx([0.2])
+
+
+def test_a_reward_of_ours_scores_the_same_at_home_and_served():
+    scorer = reward_server.load("ours:form")
+    state = scorer.load(["form"])
+    rows = [Sample(Request("p"), words, None) for words in ("a ring", "<x")]
+    asked = {"samples": [encode(row) for row in rows]}
+    samples = reward_server.parse(json.dumps(asked).encode())
+    assert scorer.score(state, samples) == [1.0, 0.0]
+    assert scorer.ABOUT["reward"] == "form" and scorer.ABOUT["sees"] == "the instruction"
+
+
+def test_an_unknown_scorer_is_refused():
+    with pytest.raises(SystemExit, match="--scorer=beauty: no file .* known are"):
+        reward_server.load("beauty")

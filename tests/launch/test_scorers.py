@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of the scorers can be told without weights: their arithmetic, and detections from logits."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from launch import reward_server
+from thinkgen_jax import rewards
+from thinkgen_jax.rewards import geneval as rules
+
+
+@pytest.mark.parametrize("name", ["geneval", "siglip2", "hpsv3"])
+def test_scorers_state_the_bounds_of_the_table(name):
+    about, known = reward_server.load(name).ABOUT, rewards.REWARDS[name]
+    assert {"reward", "version", "floor", "ceiling", "sees"} == set(about)
+    if known.asked is None:
+        assert (about["floor"], about["ceiling"]) == (known.floor, known.ceiling)
+
+
+def test_a_source_handed_back_earns_nothing():
+    gain = reward_server.load("siglip2").gain
+    assert gain(0.9, 0.9) == 0 and gain(1.0, 0.9) == pytest.approx(0.1 / 0.101)
+    assert gain(0.95, 0.9) == pytest.approx(0.05 / 0.101) and gain(-1.0, 0.9) == -1
+    assert gain(1.0, 1.0) == 0
+
+
+def test_hpsv3_lies_within_its_bounds():
+    scaled = reward_server.load("hpsv3").scaled
+    assert [scaled(mu) for mu in (5.0, 10.0, -20.0, 40.0)] == [0.0, 0.5, -1.0, 1.0]
+
+
+def test_detections_from_logits():
+    """Two queries: one fills the left half surely, the other is unsure or empty."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (.ci/requirements.txt)")
+    scorer = reward_server.load("geneval")
+    classes = torch.log(torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1]]))
+    masks = torch.full((3, 4, 4), -5.0)
+    masks[0, :, :2] = 5.0
+    found = scorer.instances(torch, classes, masks, ["dog", "cat"], 4, 4)
+    ((name, box, confidence, mask),) = found  # the third, a sure cat, is nowhere
+    assert name == "dog" and box == [0, 0, 2, 4] and mask[:, :2].all() and not mask[:, 2:].any()
+    assert confidence == pytest.approx(0.8 / (1 + math.exp(-5.0)), abs=1e-5)
+
+
+def test_colours_are_those_of_the_rules():
+    assert reward_server.load("geneval").COLORS == rules.COLORS
+
+
+def tiny_siglip(folder):
+    """A SigLIP of random weights, with its picture and word processors, as a local folder."""
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = transformers.SiglipConfig(
+        text_config=dict(**sizes, vocab_size=8, max_position_embeddings=16),
+        vision_config=dict(**sizes, image_size=16, patch_size=8),
+    )
+    model = transformers.SiglipModel(config).eval()
+    model.save_pretrained(folder)
+    looks = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(looks))
+    table = {word: n for n, word in enumerate("[PAD] [UNK] a red ring".split())}
+    words = Tokenizer(WordLevel(table, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    names = dict(pad_token="[PAD]", unk_token="[UNK]", eos_token="[UNK]")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
+    return model
+
+
+def test_siglip2_as_the_library_says_it(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed (.ci/requirements.txt)")
+    torch.manual_seed(0)
+    model, scorer = tiny_siglip(tmp_path), reward_server.load("siglip2")
+    state = scorer.load([f"--model={tmp_path}"])
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    asked = {"prompt": "a red ring", "image": image, "references": [image], "meta": {}}
+    found = scorer.score(
+        state,
+        [
+            {**asked, "meta": {"target": image[::-1].copy()}},
+            {**asked, "meta": {"target": image}, "references": []},
+            asked,
+        ],
+    )
+    assert found[0][0] == 0 and found[1][0] == pytest.approx(1)
+    ids = torch.tensor([[2, 3, 4] + [0] * 13])
+    pixels = torch.tensor(image / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        want = model(input_ids=ids, pixel_values=pixels).logits_per_image.sigmoid()
+    assert found[2][0] == pytest.approx(float(want), abs=1e-5)

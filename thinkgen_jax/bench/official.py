@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the official benchmarks share: draw into their folders, go on, ask judges, make one table.
+
+A benchmark reads its prompt files from the user's copy, says where each picture goes, and scores
+the folder; it never looks at the model. Below `--out`:
+  <mode>/               "think" or "no-think"; what the benchmark's own scripts want lies in it
+  <mode>/run.json       what the pictures were drawn with; another run is refused the folder
+  <mode>/thoughts.jsonl what was thought and which words conditioned the DiT, a line a picture
+  <mode>/answers.jsonl  what a judge or detector said, a line an answer, with model and date
+
+* The same line again goes on: a picture that is there is not drawn, an answer not asked for again.
+* Seeds are a function of (seed, prompt, copy): a picture does not depend on what else is drawn.
+* A score stands for all pictures of the benchmark; of a part of it only parts are told.
+"""
+
+import datetime
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thinkgen_jax import logs, pipeline, report
+from thinkgen_jax.data import images
+from thinkgen_jax.pipeline import ThinkGen
+from thinkgen_jax.pipeline.settings import Settings
+from thinkgen_jax.rewards.remote import Client, Failed
+from thinkgen_jax.structs import Request
+
+MODES = {True: "think", False: "no-think"}
+RUN, THOUGHTS, ANSWERS = "run.json", "thoughts.jsonl", "answers.jsonl"
+
+
+class Task(NamedTuple):
+    """One prompt of a benchmark.
+
+    Attributes:
+      paths: where its pictures go, below the folder of a mode.
+      sources: pictures to be edited.
+      meta: the official record of the prompt.
+    """
+
+    key: str
+    prompt: str
+    paths: tuple[str, ...]
+    meta: dict
+    sources: tuple[Path, ...] = ()
+
+
+class Tools(NamedTuple):
+    """What scores: a judge's and a detector's connection, None where there is none."""
+
+    judge: Client | None = None
+    detector: Client | None = None
+
+
+class Score(NamedTuple):
+    """What came of one mode.
+
+    Attributes:
+      overall: the number of the published tables; None where pictures or parts are missing.
+      parts: by column of the published tables.
+      about: what must stand beside it: judge, reader, protocol, counts.
+    """
+
+    overall: float | None
+    parts: dict[str, float]
+    about: dict[str, object]
+
+
+class Published(NamedTuple):
+    """A row of others: from where, and by which protocol."""
+
+    name: str
+    overall: float
+    parts: dict[str, float]
+    source: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark's rules.
+
+    Attributes:
+      read: (the user's copy) -> tasks.
+      score: (folder of a mode, tasks, the user's copy, tools) -> score.
+      needs: what scoring takes: "judge", "detector" or "reader".
+      prepare: writes what lies beside the pictures, before they are drawn.
+      finish: writes what is made of the pictures, when all are there.
+      total: prompts of the whole benchmark.
+      protocol: what must be known to compare numbers.
+    """
+
+    title: str
+    read: Callable[[Path], list[Task]]
+    score: Callable[[Path, Sequence[Task], Path, Tools], Score]
+    needs: str
+    total: int
+    protocol: str
+    published: tuple[Published, ...] = ()
+    prepare: Callable[[Path, Sequence[Task]], None] | None = None
+    finish: Callable[[Path, Sequence[Task]], None] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Scores of a benchmark by mode, beside the published ones."""
+
+    benchmark: Benchmark
+    scores: dict[str, Score | None]
+    pictures: tuple[tuple[np.ndarray, str], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def table(self) -> str:
+        """Ours first, a row a mode; then what was published, with sources."""
+        found = {mode: score for mode, score in self.scores.items() if score is not None}
+        columns = list(dict.fromkeys(c for score in found.values() for c in score.parts))
+        rows = [
+            (f"ours, {mode}", _cell(s.overall), *(_cell(s.parts.get(c)) for c in columns), "", "")
+            for mode, s in found.items()
+        ]
+        for one in self.benchmark.published:
+            parts = (_cell(one.parts.get(c)) for c in columns)
+            rows.append((one.name, _cell(one.overall), *parts, one.source, one.note))
+        head = (self.benchmark.title, "overall", *columns, "source", "note")
+        lines = [report.table(head, rows), self.benchmark.protocol, *self.notes]
+        return "\n\n".join(lines)
+
+    def summary(self) -> list[dict]:
+        """One JSON-able row a mode."""
+        return [
+            {"mode": mode, "scored": score is not None, **(score._asdict() if score else {})}
+            for mode, score in self.scores.items()
+        ]
+
+
+def run(
+    benchmark: Benchmark,
+    model: ThinkGen,
+    *,
+    prompts: Path,
+    out: Path,
+    think: Sequence[bool],
+    seed: int,
+    settings: Settings,
+    tools: Tools,
+    limit: int = 0,
+    about: Mapping[str, object] | None = None,
+) -> Outcome:
+    """Draws what is missing and scores what can be scored.
+
+    Args:
+      prompts: the user's copy of the benchmark, a folder or file.
+      limit: first prompts only; 0 for all.
+      about: what else the pictures depend on, e.g. the checkpoint; kept in run.json.
+
+    Raises:
+      ValueError: for a copy that cannot be read, a folder of another run, or answers that could
+        not be had; what was drawn and said stays.
+    """
+    tasks = benchmark.read(prompts)
+    tasks = tasks[:limit] if limit else tasks
+    scores, notes, shown = {}, [], []
+    for thinks in think:
+        folder = out / MODES[thinks]
+        how = {name: x for name, x in vars(settings).items() if name != "batch"}  # changes nothing
+        made = {"seed": seed, "settings": how, **(about or {})}
+        claim(folder, json.loads(json.dumps(made)))
+        if benchmark.prepare is not None:
+            benchmark.prepare(folder, tasks)
+        shown += draw(model, folder, tasks, think=thinks, seed=seed, settings=settings)
+        if benchmark.finish is not None:
+            benchmark.finish(folder, tasks)
+        scores[MODES[thinks]] = None
+        if benchmark.needs != "reader" and getattr(tools, benchmark.needs) is None:
+            notes.append(f"{folder} holds the pictures; scoring them needs --{benchmark.needs}=URL")
+            continue
+        scores[MODES[thinks]] = benchmark.score(folder, tasks, prompts, tools)
+    if len(tasks) < benchmark.total:
+        notes.append(f"{len(tasks)} of {benchmark.total} prompts: not comparable with others")
+    return Outcome(benchmark, scores, tuple(shown[:16]), tuple(notes))
+
+
+def claim(folder: Path, made: dict) -> None:
+    """Takes a folder for pictures drawn with these settings.
+
+    Raises:
+      ValueError: when it holds those of others, naming what differs.
+    """
+    path = folder / RUN
+    if path.exists():
+        before, now = (report.flatten(x) for x in (json.loads(path.read_text()), made))
+        changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+        if changed:
+            told = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:5])
+            raise ValueError(f"--out={folder.parent} holds pictures of another run ({told})")
+    folder.mkdir(parents=True, exist_ok=True)
+    logs.write_text(path, json.dumps(made, indent=1) + "\n")
+
+
+def draw(
+    model: ThinkGen,
+    folder: Path,
+    tasks: Sequence[Task],
+    *,
+    think: bool,
+    seed: int,
+    settings: Settings,
+) -> list[tuple[np.ndarray, str]]:
+    """Draws the pictures that are not there yet; returns some of them with captions."""
+    missing = [(i, n) for i, t in enumerate(tasks) for n, p in enumerate(t.paths)]
+    missing = [(i, n) for i, n in missing if not (folder / tasks[i].paths[n]).exists()]
+    shown = []
+    for start in range(0, len(missing), settings.batch):
+        part = missing[start : start + settings.batch]
+        asked = [request(tasks[i], i, n, think=think, seed=seed) for i, n in part]
+        results = pipeline.generate(model.parts, model.params, asked, settings)
+        lines = []
+        for (i, n), result in zip(part, results, strict=True):
+            logs.save_png(folder / tasks[i].paths[n], result.image)
+            told = {"path": tasks[i].paths[n], "thought": result.thought}
+            told |= {"instruction": result.instruction, "warning": result.warning}
+            lines.append(json.dumps(told, ensure_ascii=False))
+            shown.append((result.image, logs.caption(tasks[i].prompt, result.instruction)))
+        append(folder / THOUGHTS, lines)
+    return shown[:16]
+
+
+def request(task: Task, index: int, copy: int, *, think: bool, seed: int) -> Request:
+    """A task as a user would ask it."""
+    pictures = tuple(images.open_picture(path).image for path in task.sources)
+    number = (seed * 1_000_003 + index * 17 + copy) % 2**32
+    return Request(task.prompt, pictures, think=think, seed=number)
+
+
+def append(path: Path, lines: Sequence[str]) -> None:
+    """Puts whole lines behind a file's end; a line cut off by a crash is closed first."""
+    cut = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * bool(cut) + "".join(line + "\n" for line in lines))
+
+
+def records(path: Path) -> Iterator[dict]:
+    """Whole lines of a JSON lines file; none where there is no file."""
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut off by a crash: it is asked for again
+
+
+def collect(
+    folder: Path, client: Client, asks: Mapping[str, Callable[[], Any]]
+) -> tuple[dict[str, Any], dict[str, object]]:
+    """Answers by key: those that are there, and those of the questions that were open.
+
+    Args:
+      asks: by key, what asks for one answer; JSON-able, `Failed` where it could not be had.
+
+    Returns:
+      (answers, who gave them and when).
+
+    Raises:
+      ValueError: when the folder holds answers of another judge, or some could not be had; all
+        others are kept.
+    """
+    path, who = folder / ANSWERS, client.service.model or ", ".join(client.service.urls)
+    kept = {line["key"]: line for line in records(path)}
+    others = {line["by"] for line in kept.values()} - {who}
+    if others:
+        raise ValueError(f"{path} holds answers of {sorted(others)}, not of {who}: move it aside")
+    open_ = [key for key in asks if key not in kept]
+    pending: dict[Future, str] = {client.submit(asks[key]): key for key in open_}
+    faults = {}
+    for future in as_completed(pending):
+        key, today = pending[future], datetime.date.today().isoformat()
+        try:
+            kept[key] = {"key": key, "answer": future.result(), "by": who, "date": today}
+        except Failed as err:
+            faults[key] = str(err)
+            continue
+        append(path, [json.dumps(kept[key], ensure_ascii=False)])
+    if faults:
+        key, cause = next(iter(faults.items()))
+        raise ValueError(
+            f"{len(faults)} of {len(asks)} answers could not be had, e.g. of {key}: {cause}; the "
+            f"others are kept, the same command asks for the rest"
+        )
+    dates = sorted({kept[key]["date"] for key in asks})
+    about = {"by": who, "dates": dates if len(dates) < 3 else [dates[0], dates[-1]]}
+    return {key: kept[key]["answer"] for key in asks}, about
+
+
+def load(path: Path, kind: type) -> Any:
+    """A JSON file of the user's copy.
+
+    Raises:
+      ValueError: when it is missing, no JSON or of another kind.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise ValueError(f"--prompts: {path} cannot be read: {err}") from err
+    if not isinstance(found, kind):
+        raise ValueError(f"--prompts: {path} holds a {type(found).__name__}, no {kind.__name__}")
+    return found
+
+
+def text(path: Path) -> str:
+    """A text file of the user's copy; refused as `load`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as err:
+        raise ValueError(f"--prompts: {path} cannot be read: {err}") from err
+
+
+def field_of(item: Mapping, name: str, where: object) -> Any:
+    """A field of a record of the user's copy.
+
+    Raises:
+      ValueError: when the record has none.
+    """
+    if not isinstance(item, Mapping) or name not in item:
+        raise ValueError(f"--prompts: {where} has no {name!r}")
+    return item[name]
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words that can be read in a picture, against those that were asked for.
+
+Rewards, all of the quoted words of the prompt and in [0, 1]:
+  word_accuracy  CVTG-2K's: share of the wanted words that were read; further words cost nothing
+  word_f1        F1 of wanted and read words, each counting as often as it stands there; the one to
+                 train on, for mere recall rewards spraying words
+  word_ned       CVTG-2K's NED: how near the best read word is to each wanted one
+  ocr            Flow-GRPO's: edit distance of all that was read to the text in double quotes
+
+and of what was written instead of drawn:
+  reflection_ned how near the repair instruction is to a right one, `meta["repairs"]`
+
+* Text is read by RapidOCR (PP-OCR on onnxruntime; its models come inside the wheel), an optional
+  extra. It is not the reader of the benchmark (PaddleOCR 2): every result names the reader.
+* RapidOCR keeps the flags of a call for all later ones, so all of them are given at every call.
+
+Source: TextCrafter evaluation (CVTG-2K); flow_grpo@ac4c86e flow_grpo/ocr.py.
+"""
+
+import difflib
+import importlib.metadata
+import logging
+import re
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+from thinkgen_jax.rewards import facts
+from thinkgen_jax.structs import Sample
+
+EXTRA = "launch/requirements-ocr.txt"
+SMALL = 128  # pixels the short side is enlarged to before text is looked for, see `read`
+
+
+class Match(NamedTuple):
+    """CVTG-2K's counts of one picture: words asked for, found, and each one's similarity."""
+
+    total: int
+    correct: int
+    similarities: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the wanted words that were read."""
+        return self.correct / self.total
+
+    @property
+    def ned(self) -> float:
+        """Mean similarity of the wanted words; 1 is perfect."""
+        return float(np.mean(self.similarities))
+
+
+# --- rules ---
+
+
+def wanted(prompt: str) -> list[str]:
+    """Words between single quotes, lower-cased, punctuation kept.
+
+    An apostrophe opens or closes a quote, as in the benchmark's parser; 9 of its 2000 prompts have
+    one.
+    """
+    return [w for quoted in re.findall("'(.*?)'", prompt) for w in quoted.lower().split()]
+
+
+def split(lines: Sequence[str]) -> list[str]:
+    """Lines that were read as lower-cased words."""
+    return [word for line in lines for word in line.lower().split()]
+
+
+def match(words: Sequence[str], lines: Sequence[str]) -> Match:
+    """CVTG-2K's comparison of wanted words with lines that were read.
+
+    A read word may serve several wanted ones. The word a similarity is taken to is the one that
+    `difflib` finds closest, which need not be the nearest in edit distance.
+    """
+    found = split(lines)
+    similarities = []
+    for word in words:
+        near = difflib.get_close_matches(word, found, n=1, cutoff=0) if found else []
+        other = near[0] if near else ""
+        # The benchmark's own small constant; an empty word is as far away as can be.
+        length = max(len(word), len(other)) + 1e-5
+        similarities.append(1 - Levenshtein.distance(word, other) / length)
+    return Match(len(words), sum(word in found for word in words), tuple(similarities))
+
+
+def f1(words: Sequence[str], lines: Sequence[str]) -> float:
+    """F1 of two bags of words; 1 when nothing was wanted and nothing read."""
+    left, right = Counter(words), Counter(split(lines))
+    shared, both = (left & right).total(), left.total() + right.total()
+    return 2 * shared / both if both else 1.0
+
+
+def quoted(prompt: str) -> str:
+    """The text between the first pair of double quotes, "" where there is none."""
+    parts = prompt.split('"')
+    return parts[1] if len(parts) > 2 else ""
+
+
+def nearness(target: str, lines: Sequence[str]) -> float:
+    """Flow-GRPO's OCR reward: 1 - edit distance / length of the target, spaces and case aside.
+
+    A target that stands anywhere in what was read is right.
+
+    Raises:
+      ValueError: for a target without a character.
+    """
+    target = target.replace(" ", "").lower()
+    if not target:
+        raise ValueError('reward ocr: the prompt has no text between double quotes ("...")')
+    found = "".join(lines).replace(" ", "").lower()
+    distance = 0 if target in found else min(Levenshtein.distance(found, target), len(target))
+    return 1 - distance / len(target)
+
+
+def similarity(a: str, b: str) -> float:
+    """1 - edit distance over the longer length; 1 for two empty strings."""
+    return Levenshtein.normalized_similarity(a, b)
+
+
+def nearest(said: str, rights: Sequence[str]) -> float:
+    """Similarity to the nearest of several right sentences, case and spaces aside.
+
+    Raises:
+      ValueError: for no right sentence.
+    """
+    if not rights:
+        raise ValueError("reward reflection_ned: meta['repairs'] holds no right instruction")
+
+    def plain(text: str) -> str:
+        return " ".join(text.lower().split())
+
+    return max(similarity(plain(said), plain(right)) for right in rights)
+
+
+# --- reading ---
+
+
+@cache
+def _engine():
+    """The reader, loaded once.
+
+    Raises:
+      ValueError: where the extra is not installed.
+    """
+    try:
+        from rapidocr import RapidOCR
+    except ImportError as err:
+        raise ValueError(f"reading words needs RapidOCR: pip install -r {EXTRA}") from err
+    # One thread: pictures are read beside the programs of the device.
+    threads = "EngineConfig.onnxruntime.intra_op_num_threads"
+    engine = RapidOCR(params={"Global.log_level": "error", "Det.limit_side_len": SMALL, threads: 1})
+    logging.getLogger("RapidOCR").propagate = False  # it repeats every empty picture
+    return engine, threading.Lock()
+
+
+def reader() -> str:
+    """Name and version of what reads, to stand beside every result; refuses as `read`."""
+    _engine()
+    return f"rapidocr {importlib.metadata.version('rapidocr')}, short side {SMALL}"
+
+
+def read(image: np.ndarray) -> list[str]:
+    """Lines of text in a picture, in the order they were found.
+
+    Pictures are enlarged until their short side has 128 pixels, never shrunk below that.
+
+    Raises:
+      ValueError: where RapidOCR is not installed.
+    """
+    engine, lock = _engine()
+    with lock:  # flags of a call stay behind in the engine: one call at a time, all flags given
+        found = engine(image[..., ::-1], use_det=True, use_cls=True, use_rec=True)
+    return [text for text in (found.txts or ()) if text]
+
+
+def rate_accuracy(samples: Sequence[Sample]) -> np.ndarray:
+    """CVTG-2K word accuracy of every picture, float32 [N]."""
+    return _rate(samples, lambda words, lines: match(words, lines).accuracy)
+
+
+def rate_f1(samples: Sequence[Sample]) -> np.ndarray:
+    """F1 of wanted and read words, float32 [N]."""
+    return _rate(samples, f1)
+
+
+def rate_ned(samples: Sequence[Sample]) -> np.ndarray:
+    """CVTG-2K NED of every picture, float32 [N]."""
+    return _rate(samples, lambda words, lines: match(words, lines).ned)
+
+
+def rate_ocr(samples: Sequence[Sample]) -> np.ndarray:
+    """Flow-GRPO's OCR reward of every picture, float32 [N]."""
+    return np.asarray([nearness(quoted(s.request.prompt), _lines(s)) for s in samples], np.float32)
+
+
+def rate_reflection(samples: Sequence[Sample]) -> np.ndarray:
+    """How near every instruction is to a right repair, float32 [N]."""
+    rights = [facts.of(s.request).get("repairs", ()) for s in samples]
+    found = [nearest(s.instruction, right) for s, right in zip(samples, rights, strict=True)]
+    return np.asarray(found, np.float32)
+
+
+def _rate(samples: Sequence[Sample], rule) -> np.ndarray:
+    out = []
+    for sample in samples:
+        words = wanted(sample.request.prompt)
+        if not words:
+            raise ValueError(f"{sample.request.prompt!r} has no words between single quotes")
+        out.append(rule(words, _lines(sample)))
+    return np.asarray(out, np.float32)
+
+
+def _lines(sample: Sample) -> list[str]:
+    if sample.image is None:
+        raise ValueError(f"{sample.request.prompt!r}: there is no picture to read")
+    return read(sample.image)
