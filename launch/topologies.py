@@ -23,14 +23,11 @@ def load(folder: Path = FOLDER) -> dict[str, list[dict]]:
 
 def programs(known: dict[str, list[dict]]) -> str:
     """Memory in use while each program runs, and the verdict where it is not FITS."""
-    names = list(
-        dict.fromkeys(p["program"] for f in known.values() for r in f for p in r["programs"])
-    )
-    head = [
-        "GiB a device",
-        *(f"{name} ({usable(found)})" for name, found in known.items() if found),
-    ]
-    rows = [["lives there all the time", *(_resident(f) for f in known.values())]]
+    known = {name: found for name, found in known.items() if found}
+    every = [one for found in known.values() for record in found for one in record["programs"]]
+    names = list(dict.fromkeys(one["program"] for one in every))
+    head = ["GiB a device", *(f"{name} ({usable(found)})" for name, found in known.items())]
+    rows = [["lives there all the time", *(_resident(found) for found in known.values())]]
     for name in names:
         rows.append([f"`{name}`", *(_cell(found, name) for found in known.values())])
     return table(head, rows)
