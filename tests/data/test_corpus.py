@@ -14,7 +14,7 @@ from absl import flags
 
 from tests.data import real
 from thinkgen_jax import logs, parts, phases, recipe, train
-from thinkgen_jax.data import corpus, feeding, images
+from thinkgen_jax.data import corpus, feeding, images, shards
 from thinkgen_jax.data.batches import Shape
 from thinkgen_jax.data.corpus import Corpus, Source
 from thinkgen_jax.hf import assets
@@ -458,3 +458,9 @@ def test_released_stages_ask_for_the_users_pictures(written, name, pixels, weigh
     assert plan.corpus.pixels == pixels and plan.corpus.length == 888 and not plan.streams
     assert [s.weight for s in plan.corpus.sources] == weights
     assert plan.corpus.references == (1024**2, 1024**2, 768**2, 512**2)
+
+
+def test_row_groups_that_fill_the_memory_are_refused(written, monkeypatch):
+    monkeypatch.setattr(shards, "GROUP_BYTES", 1000)
+    with pytest.raises(ValueError, match="has a row group of .* bytes, at most 1000"):
+        corpus.open_source(source("parquet", written["parquet"]))
