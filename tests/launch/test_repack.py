@@ -17,7 +17,7 @@ def test_records_are_the_same(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.setattr("sys.argv", words)
     monkeypatch.setattr(repack, "SHARD", 3)
     repack.main()
-    assert capsys.readouterr().out.startswith("7 records in ")
+    assert "7 records in " in capsys.readouterr().out
     path = tmp_path / "out" / ("records/1.0.0" if kind == "tfds" else "")
     source = corpus.open_source(Source(kind, str(path)))
     for number, item in enumerate(real.items(7)):
