@@ -95,7 +95,7 @@ def test_batches_are_the_records(written, shape):
 
 
 def test_every_record_comes_once_an_epoch(written, shape):
-    """In every group, in another order each time."""
+    """In every group."""
     made = of(source("jsonl", written["jsonl"]), scales=(0.75,))
     opened = corpus.open_corpus(made, multiple=16, batch=3)
     for number, group in enumerate(opened.groups):
