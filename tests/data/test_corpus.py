@@ -5,8 +5,11 @@ import importlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +24,7 @@ from thinkgen_jax.data.corpus import Corpus, Source
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
 
+ROOT = Path(__file__).parents[2]
 COLUMNS = (("instruction", "caption"),)
 HOW = dict(multiple=16, tokens=8, size=4, drop=0.3)
 
@@ -468,3 +472,11 @@ def test_row_groups_that_fill_the_memory_are_refused(written, monkeypatch):
     monkeypatch.setattr(shards, "GROUP_BYTES", 1000)
     with pytest.raises(ValueError, match="has a row group of .* bytes, at most 1000"):
         corpus.open_source(source("parquet", written["parquet"]))
+
+
+def test_data_sets_are_imported_only_when_they_are_read():
+    """TFDS takes seconds, and TensorFlow would come with it where it is installed."""
+    code = "import sys, thinkgen_jax.data.feeding; print('tensorflow_datasets' in sys.modules)"
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"
