@@ -72,7 +72,7 @@ def path_plan(nano: bool) -> dict:
         prompts=12 if nano else 64,  # 64 groups of 24 lie evenly on up to 256 devices
         group=8 if nano else 24,
         inner=1,
-        chunks=1,
+        chunks=2 if nano else 1,  # the first half is scored while the second is drawn
         streams=dict(a_drawn=common.stream(1.0, drawn, length=112)),
         sets={},
         draw=common.draw(8 if nano else 20, text=2.0 if nano else 4.0),
