@@ -19,7 +19,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from thinkgen_jax import sharding
-from thinkgen_jax.models.mllm import KVCache, Mllm
+from thinkgen_jax.models.mllm import KVCache, Mllm, layered
 from thinkgen_jax.models.rope import PAD_POSITION, next_position
 from thinkgen_jax.structs import Decoded, Key, Prompt, Tree
 
@@ -84,7 +84,7 @@ def sample(
       ValueError: when a setting is out of its range.
     """
     _check(max_new_tokens, temperature, top_p, top_k, group)
-    params = serving(mllm, params)
+    params = layered(mllm.cfg, serving(mllm, params))
     state = _begin(mllm, params, prompt, max_new_tokens, group, pad_id)
     out = (state.ids, state.counts, state.stopped)
     draw = partial(_draw, temperature=temperature, top_p=top_p, top_k=top_k)
