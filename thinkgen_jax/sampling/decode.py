@@ -187,7 +187,7 @@ def _laid(cache: Tree) -> Tree:
     Rows lie second to last, so that a step writes one run of memory. Left to itself the compiler
     lays what was read otherwise, and holds a second cache while it moves it.
     """
-    if sharding.parts(sharding.ACT_RULES) == 1:
+    if sharding.parts(tuple(sharding.ACT_RULES)) == 1:
         return cache
     orders = {5: (0, 3, 2, 1, 4), 4: (2, 1, 0, 3)}  # [L, B, K, S, H], or without L
     return jax.tree.map(lambda x: with_layout_constraint(x, Layout(orders[x.ndim])), cache)
