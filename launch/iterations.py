@@ -54,13 +54,13 @@ class Job(NamedTuple):
 
 
 def plan_of(name: str, size: str, changes: Mapping[str, Any], *, parts_: int):
-    """Plan and learner of a phase: the recipe's, with the changes of a row.
+    """Plan and learner of a phase: the recipe's plain ones, with the changes of a row.
 
     Args:
       changes: fields of `RlPlan`; "steps" and "scale" are of its drawing, "kl" of its objective.
       parts_: micro-batches of an update.
     """
-    config = importlib.import_module(f"configs.{name}").get_config(size)
+    config = importlib.import_module(f"configs.{name}").get_config(f"{size},rl=plain")
     tree = recipe.LEARNS[name]
     config.optim[tree].update(warmup_steps=0, schedule="constant", accumulate=parts_)
     block = config.plans[name].to_dict()

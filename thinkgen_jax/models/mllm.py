@@ -330,13 +330,12 @@ class Mllm(nn.Module):
         if remat_name(cfg.remat) != "none":
             policy = POLICIES[remat_name(cfg.remat)]
             step = jax.checkpoint(step, prevent_cse=False, policy=policy)
-        # A split, unlike slices, has one concatenation as its gradient.
-        leaves, tree = jax.tree.flatten(self.variables["params"]["decoder"])
-        parts = zip(*(jax.lax.split(leaf, (1,) * count) for leaf in leaves), strict=True)
+        stacks = self.variables["params"]["decoder"]
+        parts = stacks if _name(0) in stacks else _apart(stacks, count)
         before, features = x, 0 if shared.deepstack is None else shared.deepstack.shape[0]
         new_keys, new_values = [], []
-        for layer, part in enumerate(parts):
-            params = jax.tree.unflatten(tree, [leaf[0] for leaf in part])
+        for layer in range(count):
+            params = parts[_name(layer)]
             if layer >= features:
                 shared = shared._replace(deepstack=None)
             own = (None, None) if keys is None else (keys[layer], values[layer])
@@ -358,6 +357,29 @@ class Mllm(nn.Module):
         x = x.at[rows, slots].set(merged.astype(x.dtype), mode="drop")
         features = deepstack if deepstack.shape[0] else None
         return shard(x, "batch", "seq", "width"), features, slots
+
+
+def layered(cfg: MllmConfig, params: Tree) -> Tree:
+    """The decoder's stacks as one array per layer, where layers run one by one.
+
+    For loops: a turn that takes its layers out of the stacks copies all their weights, and writing
+    one token a row costs less than that.
+    """
+    if not cfg.one_by_one:
+        return params
+    return {**params, "decoder": _apart(params["decoder"], cfg.num_hidden_layers)}
+
+
+def _apart(stacks: Tree, count: int) -> dict[str, Tree]:
+    """Layers by name; a split, unlike slices, has one concatenation as its gradient."""
+    leaves, tree = jax.tree.flatten(stacks)
+    parts = zip(*(jax.lax.split(leaf, (1,) * count) for leaf in leaves), strict=True)
+    layers = (jax.tree.unflatten(tree, [leaf[0] for leaf in part]) for part in parts)
+    return {_name(number): layer for number, layer in enumerate(layers)}
+
+
+def _name(layer: int) -> str:
+    return f"layer_{layer}"
 
 
 def _cache_mask(

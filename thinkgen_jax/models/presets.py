@@ -210,6 +210,7 @@ MID = System(
         num_heads=12,
         num_kv_heads=4,
         head_dim=64,
+        scan_unroll=12,
         mrope_section=(12, 10, 10),
         max_position_embeddings=4096,
         vision=replace(

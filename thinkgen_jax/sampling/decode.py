@@ -19,7 +19,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from thinkgen_jax import sharding
-from thinkgen_jax.models.mllm import KVCache, Mllm
+from thinkgen_jax.models.mllm import KVCache, Mllm, layered
 from thinkgen_jax.models.rope import PAD_POSITION, next_position
 from thinkgen_jax.structs import Decoded, Key, Prompt, Tree
 
@@ -84,7 +84,7 @@ def sample(
       ValueError: when a setting is out of its range.
     """
     _check(max_new_tokens, temperature, top_p, top_k, group)
-    params = serving(mllm, params)
+    params = layered(mllm.cfg, serving(mllm, params))
     state = _begin(mllm, params, prompt, max_new_tokens, group, pad_id)
     out = (state.ids, state.counts, state.stopped)
     draw = partial(_draw, temperature=temperature, top_p=top_p, top_k=top_k)
@@ -187,7 +187,7 @@ def _laid(cache: Tree) -> Tree:
     Rows lie second to last, so that a step writes one run of memory. Left to itself the compiler
     lays what was read otherwise, and holds a second cache while it moves it.
     """
-    if sharding.parts(sharding.ACT_RULES) == 1:
+    if sharding.parts(tuple(sharding.ACT_RULES)) == 1:
         return cache
     orders = {5: (0, 3, 2, 1, 4), 4: (2, 1, 0, 3)}  # [L, B, K, S, H], or without L
     return jax.tree.map(lambda x: with_layout_constraint(x, Layout(orders[x.ndim])), cache)
