@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks that every recipe shares, and the config argument.
 
-The argument is a comma list, preset first: `:tiny`, `:thinkgen`, `:thinkgen,mesh=v5p-64`.
+The argument is a comma list, preset first: `:tiny`, `:thinkgen`, `:thinkgen,mesh=v5p-64,rl=fast`.
 Everything else is `--config.key=value`. A config file is Python and is executed: load only files
 you trust.
 """
@@ -24,6 +24,9 @@ MESHES = {
 }
 
 
+RL = ("plain", "fast")  # how the DiT is reinforced, see configs/sepgrpo.py
+
+
 def parse_arg(arg: str | None, presets: tuple[str, ...] = PRESETS) -> tuple[str, dict[str, str]]:
     """Splits `preset,key=value,...`; no argument means the nano system.
 
@@ -34,9 +37,11 @@ def parse_arg(arg: str | None, presets: tuple[str, ...] = PRESETS) -> tuple[str,
     if first not in presets:
         raise ValueError(f"config argument {first!r} is not one of {presets}")
     options = dict(part.partition("=")[::2] for part in rest)
-    unknown = set(options) - {"mesh"}
-    if unknown or options.get("mesh", "") not in MESHES:
-        raise ValueError(f"config argument {rest}: known is mesh= one of {sorted(MESHES)}")
+    unknown = set(options) - {"mesh", "rl"}
+    if unknown or options.get("mesh", "") not in MESHES or options.get("rl", "fast") not in RL:
+        raise ValueError(
+            f"config argument {rest}: known are mesh= one of {sorted(MESHES)}, rl= one of {RL}"
+        )
     return first, options
 
 
@@ -48,6 +53,7 @@ def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> C
     config.name = name
     config.arg = arg or "nano"
     config.model = preset
+    config.rl = options.get("rl", "fast" if preset == "nano" else "plain")
     config.prepad = placeholder(int)  # number of prepadding states; None takes the preset's
     config.marker = placeholder(str)  # token before the instruction; None takes the preset's
     config.dtype = "bfloat16" if preset == "thinkgen" else "float32"  # of activations
@@ -215,6 +221,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
         else:
             plan.prompts, plan.group = 2, 2
             plan.draw.steps = 3
+            if "window" in plan:
+                plan.window = (0, 0)
     config.phases = tuple((name, 1) for name, _ in config.phases)
     for block in config.optim.values():
         block.warmup_steps = 1

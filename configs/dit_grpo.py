@@ -16,4 +16,5 @@ def get_config(arg=None):
     config.log.images = 10
     config.evaluate.count = 256 if nano else 0
     sepgrpo.longest(config)
+    sepgrpo.fast(config)
     return common.shrink(config) if config.model == "tiny" else config

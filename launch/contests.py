@@ -84,7 +84,7 @@ def with_ends(built: Parts, mllm: Tree) -> Tree:
     share `ENDS` of the probability there.
     """
     ids = built.text.think(WORDS)
-    prompt = prompts.assemble([ids], length=len(ids))
+    prompt = jax.tree.map(jnp.asarray, prompts.assemble([ids], length=len(ids)))
     hidden = built.mllm.apply({"params": mllm}, prompt).hidden
     mean = built.mllm.apply({"params": mllm}, hidden, method="normed")[0].mean(axis=0)
     row = mean * (math.log(ENDS * built.system.mllm.vocab_size) / jnp.sum(jnp.square(mean)))

@@ -106,5 +106,6 @@ def forward_equivalents(size: str, how: Mapping, count: int) -> Outcome:
         plan = {"silent": 1.0, "window": (0, 0), **changes}
         metrics: dict = {}
         iterations.runner(iterations.job("dit_grpo", size, how, plan), metrics)()
-        more[name] = metrics.get("forward_equivalents", "not counted by the phase")
+        counted = metrics.get("forward_equivalents")
+        more[name] = "not counted by the phase" if counted is None else float(counted)
     return Outcome([], [], more)

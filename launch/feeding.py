@@ -53,8 +53,12 @@ def write(folder: Path, count: int) -> Path:
     return path
 
 
-def rate(path: Path, *, side: int, workers: int, batch: int, count: int) -> float:
-    """Pictures a second, after the workers have started."""
+def rate(path: Path, *, side: int, workers: int, batch: int, count: int) -> tuple[float, float]:
+    """Pictures a second, after the workers have started, and a second of this process's cores.
+
+    The second number is what others on the machine do not change; without workers it is the rate of
+    one core.
+    """
     system = presets.get("nano")
     shape = Shape(assets.load_text(parts.ASSETS, system), None, 0)
     corpus = Corpus((Source("jsonl", str(path)),), side * side, length=384)
@@ -63,10 +67,11 @@ def rate(path: Path, *, side: int, workers: int, batch: int, count: int) -> floa
     )
     for _ in range(2 + 2 * workers):  # starting, and what was made ahead meanwhile
         next(feed)
-    begun = time.monotonic()
+    begun, busy = time.monotonic(), time.process_time()
     for _ in range(count // batch):
         next(feed)
-    return count // batch * batch / (time.monotonic() - begun)
+    made = count // batch * batch
+    return made / (time.monotonic() - begun), made / (time.process_time() - busy)
 
 
 def main() -> None:
@@ -83,12 +88,12 @@ def main() -> None:
         size = np.mean([p.stat().st_size for p in Path(folder).glob("*.jpg")]) / 1e3
         print(f"{args.pictures} JPEG files of {SIZES}, {size:.0f} kB each; {os.cpu_count()} cores")
         for side in FORWARD:
-            found = {}
+            how = dict(side=side, batch=args.batch, count=args.count)
+            _, core = rate(path, workers=0, **how)
+            print(f"{side:5} pixels: {core:7.1f} pictures a core's second")
             for workers in args.workers:
-                how = dict(batch=args.batch, count=args.count)
-                found[workers] = rate(path, side=side, workers=workers, **how)
-                print(f"{side:5} pixels, {workers} workers: {found[workers]:7.1f} pictures/s")
-            core = found[min(found)]
+                found, _ = rate(path, workers=workers, **how)
+                print(f"      {workers} workers: {found:7.1f} pictures/s")
             needed = CHIPS * SHARE * PEAK / (3 * FORWARD[side])
             print(
                 f"      a v5p host at {SHARE:.0%} of its peak takes {needed:.1f} pictures/s: "

@@ -198,7 +198,8 @@ def more_of(metrics: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, flo
 
 def paths(size: str, how: Mapping, count: int) -> Outcome:
     """Flow-GRPO; `how["recipe"]` changes our plan alone, the peer keeps its default."""
-    default = dict(steps=how["steps"], window=(0, 0), silent=1.0)
+    # Old log-probabilities are those of the rollout on both sides.
+    default = dict(steps=how["steps"], window=(0, 0), silent=1.0, keep_old=True)
     with measure.overheard(dit_grpo, "make_step") as heard:
         ours_job = job("dit_grpo", size, how, {**default, **how.get("recipe", {})})
         metrics: dict = {}

@@ -120,6 +120,37 @@ def test_the_whole_released_job_traces_from_shapes_alone():
             assert build.nbytes(program.loose) < 8 * build.GIB
 
 
+def test_search_finds_the_largest_micro_batch_that_fits(monkeypatch, capsys):
+    """Memory here is 40 GiB over the cut of the weights, and 8 over the number of parts."""
+
+    def judged(job, name, machine, held, *, quick, headroom):
+        cut = job.learners["mllm"].accumulate
+        ways = job.mesh.shape["fsdp"] * job.mesh.shape["tensor"]
+        peak = 40 / ways + 8 / cut
+        fine = build.verdict(peak, machine.chip.hbm, headroom)
+        bound = dict(total=1.0 / cut + ways, arithmetic=0.0, memory=0.0, links=0.0)
+        sizes = (peak, 0.0, 0.0, 0.0, 0.0, 15.75, 0.0)
+        return build.Result(name, fine, *sizes, True, 1.0, bound)
+
+    monkeypatch.setattr(build, "compile_program", judged)
+    monkeypatch.setattr(slices, "devices", lambda machine: jax.devices()[: machine.count])
+    compile.FLAGS(["compile", "--program=mllm_step", f"{JOB}:tiny"])
+    config = sepgrpo.get_config("tiny")
+    with config.unlocked():
+        config.plans.mllm_grpo.update(prompts=16)
+        config.plans.dit_grpo.update(prompts=16)
+    found = compile.search(config, slices.parse("v5e-8"))
+    compile.FLAGS.unparse_flags()
+    best = found["best"]["mllm_step"]
+    tried = {
+        tuple(one["mesh"].values()): (one["accumulate"], one["verdict"]) for one in found["tried"]
+    }
+    assert tried[1, 8, 1, 1] == (1, build.FITS)  # 5 + 8 of 15.75
+    assert tried[2, 4, 1, 1] == (2, build.FITS)  # 10 + 8 is too much, 10 + 4 is not
+    assert tried[4, 2, 1, 1][1] == build.TOO_BIG  # 20 alone
+    assert best["mesh"]["fsdp"] == 4 and "best that fit" in capsys.readouterr().out
+
+
 def test_search_walks_meshes_that_exist():
     found = list(compile.meshes(32))
     assert dict(data=1, fsdp=8, tensor=4, context=1) in found

@@ -20,7 +20,7 @@ from thinkgen_jax.rewards.pool import Pool
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw, Thinking
 from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
-from thinkgen_jax.structs import Decoded, Request, Sample
+from thinkgen_jax.structs import Condition, Decoded, Request, Sample
 from thinkgen_jax.world import tasks
 
 STREAMS = (
@@ -234,3 +234,19 @@ def test_requests_of_prompt_sets(tmp_path):
     assert phases.stream_of(asked, streams) is streams[0]
     known = facts.of(asked[0])
     assert known["tag"] == "colors" and known["include"][0]["class"] == asked[0].prompt
+
+
+def test_conditions_are_cut_where_every_row_fits_and_widened_to_each_other():
+    """At most 3 of 6 places: half is kept; 4 of 6: all. Together all have the longer length."""
+    places = np.arange(6)[None]
+
+    def condition(*counts):
+        segments = (places < np.array(counts)[:, None]).astype(np.int32)
+        return Condition(jnp.asarray(segments[..., None] * 2.0), jnp.asarray(segments))
+
+    short, long = rollout.fitted(condition(3, 1)), rollout.fitted(condition(0, 4))
+    assert short.segments.tolist() == [[1, 1, 1], [1, 0, 0]] and short.states.shape == (2, 3, 1)
+    assert long.segments.shape == (2, 6)
+    both = rollout.stacked([short, long])
+    np.testing.assert_array_equal(both.segments, condition(3, 1, 0, 4).segments)
+    np.testing.assert_array_equal(both.states, condition(3, 1, 0, 4).states)

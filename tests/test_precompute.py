@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 from tests.data import real
-from thinkgen_jax import logs, parts, precompute, recipe, starts, train
+from thinkgen_jax import logs, parts, precompute, recipe, sharding, starts, train
 from thinkgen_jax.data import encoded, feeding
 from thinkgen_jax.data.batches import Shape
 from thinkgen_jax.hf import assets
@@ -53,7 +53,7 @@ def test_encodings_are_what_the_step_would_have_made(tmp_path, monkeypatch):
     built = parts.build(system, assets.load_text(parts.ASSETS, system))
     (tmp_path / "a_cat_3.png").unlink()
     shape = Shape(built.text, None, config.seed)
-    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+    with jax.set_mesh(sharding.make_mesh()):
         quiet = logs.setup()
         frozen = {t: starts.tree_params(config, system, t, quiet) for t in ("mllm", "vae")}
     feed, mean = feeding.feed(

@@ -53,7 +53,9 @@ HEADROOM = flags.DEFINE_float(
     "headroom", build.HEADROOM, "Share of the memory that may be used.", flag_values=FLAGS
 )
 JSON = flags.DEFINE_string("json", None, "File for all numbers; default none.", flag_values=FLAGS)
-ATTENTION = {"h100": "cudnn"}  # what "auto" means there; splash on TPUs
+# What "auto" means on a TPU. cuDNN's kernels cannot be compiled without a GPU: plain attention
+# stands for them, and takes more memory than they do.
+ATTENTION = {"h100": "xla"}
 LEARNING = ("mllm_step", "dit_step", "flow_step", "text_step")  # what `--search` looks at
 
 
@@ -96,6 +98,8 @@ def _machine() -> Slice:
         raise ValueError("--config and --topology are needed, e.g. --topology=v5p-64")
     machine = slices.parse(TOPOLOGY.value)
     os.environ |= {k: v for k, v in slices.QUIET.items() if k not in os.environ}
+    if machine.kind == "h100":  # nothing can be timed here
+        os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 {os.environ.get('XLA_FLAGS', '')}"
     # This process computes nothing, and no compiled program of another machine can be kept.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)

@@ -2,7 +2,8 @@
 """Several hosts that run one program: how they find each other, share a batch, and end.
 
 * On a Cloud TPU slice they find each other by themselves; elsewhere they are told by flags.
-* A batch is the same on every host; each hands its devices the rows that lie there.
+* A batch is the same on every host, and each hands its devices the rows that lie there; of real
+  pictures every host makes its own rows alone.
 * Who is lost ends the others: a host that is silent for `SILENCE` seconds, or whose connection
   breaks, makes every other one stop and say so, instead of waiting for it for ever.
 * The first host alone writes logs, the config and reports; all of them write commits.
@@ -76,21 +77,23 @@ def wait(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def lay(batch: Tree, rows: str) -> Tree:
+def lay(batch: Tree, rows: str, *, sliced: bool = False) -> Tree:
     """A batch of host arrays as arrays over all hosts; without others, the batch itself.
 
     Args:
       rows: what its leading axis means, "batch" for the MLLM and "rows" for the other networks.
         What is no record of arrays, such as a list of requests, stays as it is.
+      sliced: every host has made its own part of the batch; else each has made all of it.
+
+    Raises:
+      ValueError: when rows that one host has made alone would lie on another, too.
     """
     if not several() or isinstance(batch, list):
         return batch
-    mesh = jax.sharding.get_mesh()
 
     def put(leaf, *names):
         leaf = np.asarray(leaf)
-        where = NamedSharding(mesh, P(*sharding.spec(names, leaf.shape[: len(names)])))
-        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+        return _of_slices(leaf, names) if sliced else _of_whole(leaf, names)
 
     def place(part):
         if isinstance(part, Prompt):
@@ -99,6 +102,30 @@ def lay(batch: Tree, rows: str) -> Tree:
         return put(part, rows)
 
     return jax.tree.map(place, batch, is_leaf=lambda part: isinstance(part, Prompt))
+
+
+def _of_whole(leaf: np.ndarray, names: tuple[str | None, ...]) -> jax.Array:
+    where = NamedSharding(
+        jax.sharding.get_mesh(), P(*sharding.spec(names, leaf.shape[: len(names)]))
+    )
+    return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+
+
+def _of_slices(leaf: np.ndarray, names: tuple[str | None, ...]) -> jax.Array:
+    axis, mesh = len(names) - 1, jax.sharding.get_mesh()
+    shape = list(leaf.shape)
+    shape[axis] *= jax.process_count()
+    where = NamedSharding(mesh, P(*sharding.spec(names, shape[: len(names)])))
+    here = {
+        index[axis].indices(shape[axis])
+        for index in where.addressable_devices_indices_map(tuple(shape)).values()
+    }
+    if sum(end - begin for begin, end, _ in here) != leaf.shape[axis]:
+        raise ValueError(
+            f"config.mesh {dict(mesh.shape)}: {shape[axis]} rows of a batch do not lie apart on "
+            f"{jax.process_count()} hosts; data and fsdp must take them apart"
+        )
+    return jax.make_array_from_process_local_data(where, leaf, tuple(shape))
 
 
 def settle(tree: Tree) -> None:

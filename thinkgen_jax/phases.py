@@ -196,6 +196,7 @@ class Phase(NamedTuple):
     learns: str
     data: Any  # iterator with get_state and set_state
     update: Callable[[States, Any, Key], tuple[States, dict, Gallery | None]]
+    sliced: bool = False  # whether hosts make their own rows of a batch alone
 
 
 def at(step: int, schedule: Sequence[tuple[str, int]]) -> str:
@@ -274,7 +275,7 @@ def _flow(plan: SftPlan, setup: Setup) -> Phase:
             metrics = {**metrics, "broken": float(len(data.broken))}
         return {**states, "dit": state}, metrics, None
 
-    return Phase("dit", data, update)
+    return Phase("dit", data, update, sliced=plan.corpus is not None)
 
 
 def _flow_data(plan: SftPlan, setup: Setup):

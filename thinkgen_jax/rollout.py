@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from thinkgen_jax import sharding
 from thinkgen_jax.data import batches, prompts
@@ -146,7 +147,7 @@ def think(
     )
     length = decode.joined_length(prompt, decoded)
     valid, condition = _read(parts.encoder, params, prompt, decoded, length)
-    return Thinking(prompt, decoded, valid, condition)
+    return Thinking(prompt, decoded, valid, fitted(condition))
 
 
 @partial(jax.jit, static_argnames=("encoder", "length"))
@@ -156,6 +157,30 @@ def _read(encoder, params: Tree, prompt: Prompt, decoded: Decoded, length: int):
         whole.ids, whole.segments, close_id=encoder.close_id, drop_last=True
     )
     return sharding.whole(valid), encoder.condition(params, whole, drop_last=True)
+
+
+def fitted(condition: Condition) -> Condition:
+    """Cut to half its length where that holds every row; waits for the device.
+
+    The DiT passes every place of a condition at every step, and most instructions are far shorter
+    than the longest that is let through; two lengths keep the number of compiled programs small.
+    """
+    half = -(-condition.segments.shape[1] // 2)
+    if int(np.max(np.asarray(_lengths(condition.segments)))) > half:
+        return condition
+    return jax.tree.map(lambda x: x[:, :half], condition)
+
+
+@jax.jit
+def _lengths(segments: Int[Array, "B S"]) -> Int[Array, "B"]:
+    return sharding.whole(jnp.sum(segments > 0, axis=1))
+
+
+def stacked(conditions: Sequence[Condition]) -> Condition:
+    """Several batches of conditions as one, padded to the longest of their lengths."""
+    length = max(c.segments.shape[1] for c in conditions)
+    wide = [flow.widen(c, length) for c in conditions]
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *wide)
 
 
 def together(thoughts: Sequence[Thinking]) -> Thinking:
@@ -168,7 +193,7 @@ def together(thoughts: Sequence[Thinking]) -> Thinking:
 
     asked = rows_last(rows(*(rows_first(t.asked) for t in thoughts)))
     decoded, valid = (rows(*(getattr(t, name) for t in thoughts)) for name in ("decoded", "valid"))
-    return Thinking(asked, decoded, valid, rows(*(t.condition for t in thoughts)))
+    return Thinking(asked, decoded, valid, stacked([t.condition for t in thoughts]))
 
 
 def written(thinking: Thinking) -> tuple[Prompt, jax.Array]:
@@ -297,12 +322,13 @@ def shared_condition(
     quiet, loud = requests[:silent], requests[silent:]
     found, thought = [], None
     if quiet:
-        found.append(_condition(parts.encoder, params, pseudo_prompt(parts, quiet, stream)))
+        prompt = pseudo_prompt(parts, quiet, stream)
+        found.append(fitted(_condition(parts.encoder, params, prompt)))
     if loud:
         prompt = think_prompt(parts, loud, stream)
         thought = think(parts, params, prompt, jax.random.key(0), group=1, temperature=0.0)
         found.append(thought.condition)
-    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *found), thought
+    return stacked(found), thought
 
 
 class Span(NamedTuple):
@@ -338,9 +364,13 @@ def learned(drawn: Sequence[Paths], trained: int) -> tuple[Trajectory, Condition
 
     paths = [p.path for p in drawn]
     path = rows(
-        *(p._replace(latents=None, old=None, times=None, second=None, noise=None) for p in paths)
+        *(
+            p._replace(latents=None, old=None, times=None, second=None, noise=None, condition=None)
+            for p in paths
+        )
     )
     return path._replace(
+        condition=stacked([p.condition for p in paths]),
         latents=rows(*(p.latents[: trained + 1] for p in paths), axis=1),
         old=rows(*(p.old[:trained] for p in paths), axis=1),
         times=first.times[: trained + 1],

@@ -45,6 +45,7 @@ HOSTS = flags.DEFINE_integer("hosts", None, "Number of hosts, with --coordinator
 HOST = flags.DEFINE_integer("host", None, "This host's number from 0, with --coordinator.")
 
 CONFIG_FILE = "config.json"
+PLACES = ("mesh.", "arg")  # where a run goes on may differ; its preset is in config.model
 SHOWN = ("loss", "reward", "kl", "skipped")  # numbers beside the progress bar
 
 
@@ -141,7 +142,8 @@ def loop(
             phase = built[name]
             writer.describe(name)
             begun, place = time.monotonic(), phase.data.get_state()
-            batch = hosts.lay(next(phase.data), "batch" if phase.learns == "mllm" else "rows")
+            rows = "batch" if phase.learns == "mllm" else "rows"
+            batch = hosts.lay(next(phase.data), rows, sliced=phase.sliced)
             try:
                 states, metrics, gallery = phase.update(
                     states, batch, jax.random.fold_in(root, step)
@@ -256,7 +258,8 @@ def check_config(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
     if path.exists():
         old = report.flatten(json.loads(path.read_text()))
         now = report.flatten(new)
-        changed = [k for k in sorted(old.keys() | now.keys()) if old.get(k) != now.get(k)]
+        keys = [k for k in old.keys() | now.keys() if not k.startswith(PLACES)]
+        changed = [k for k in sorted(keys) if old.get(k) != now.get(k)]
         if changed:
             rows = "".join(f"\n  {k}: {old.get(k)!r} -> {now.get(k)!r}" for k in changed[:20])
             raise ValueError(

@@ -3,9 +3,13 @@
 
 import importlib
 import io
+import json
 import shutil
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,12 +18,13 @@ from absl import flags
 
 from tests.data import real
 from thinkgen_jax import logs, parts, phases, recipe, train
-from thinkgen_jax.data import corpus, feeding, images
+from thinkgen_jax.data import corpus, feeding, images, shards
 from thinkgen_jax.data.batches import Shape
 from thinkgen_jax.data.corpus import Corpus, Source
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
 
+ROOT = Path(__file__).parents[2]
 COLUMNS = (("instruction", "caption"),)
 HOW = dict(multiple=16, tokens=8, size=4, drop=0.3)
 
@@ -94,7 +99,7 @@ def test_batches_are_the_records(written, shape):
 
 
 def test_every_record_comes_once_an_epoch(written, shape):
-    """Groups of nine and three records, in batches of three."""
+    """In every group."""
     made = of(source("jsonl", written["jsonl"]), scales=(0.75,))
     opened = corpus.open_corpus(made, multiple=16, batch=3)
     for number, group in enumerate(opened.groups):
@@ -110,7 +115,10 @@ def test_every_record_comes_once_an_epoch(written, shape):
 def test_what_is_there_is_told(written):
     made = of(source("jsonl", written["jsonl"]), scales=(0.75,))
     told = corpus.describe(corpus.open_corpus(made, multiple=16, batch=3))
-    assert told.startswith("12 records in 2 shapes: 8 of 48 x 48, 4 of 48 x 48 with 1 of ")
+    assert told == (
+        "12 records in 5 shapes: 4 of 48 x 48, 2 of 32 x 48, 2 of 32 x 48 with 1 of 48 x 48, "
+        "2 of 48 x 32, 2 of 48 x 48 with 1 of 48 x 32"
+    )
 
 
 def test_weights_are_shares_of_records(written):
@@ -147,7 +155,7 @@ def test_goes_on_where_it_stopped(written, shape, workers):
     first = opened(written, shape, workers=workers)
     for batch in expected[:3]:
         equal(next(first), batch)
-    place = first.get_state()
+    place = json.loads(json.dumps(first.get_state()))
     again = opened(written, shape, workers=workers)
     again.set_state(place)
     for batch in expected[3:]:
@@ -458,3 +466,17 @@ def test_released_stages_ask_for_the_users_pictures(written, name, pixels, weigh
     assert plan.corpus.pixels == pixels and plan.corpus.length == 888 and not plan.streams
     assert [s.weight for s in plan.corpus.sources] == weights
     assert plan.corpus.references == (1024**2, 1024**2, 768**2, 512**2)
+
+
+def test_row_groups_that_fill_the_memory_are_refused(written, monkeypatch):
+    monkeypatch.setattr(shards, "GROUP_BYTES", 1000)
+    with pytest.raises(ValueError, match="has a row group of .* bytes, at most 1000"):
+        corpus.open_source(source("parquet", written["parquet"]))
+
+
+def test_data_sets_are_imported_only_when_they_are_read():
+    """TFDS takes seconds, and TensorFlow would come with it where it is installed."""
+    code = "import sys, thinkgen_jax.data.feeding; print('tensorflow_datasets' in sys.modules)"
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"

@@ -340,9 +340,8 @@ def test_a_peer_that_differs_is_refused():
 
 def test_summary_of_pairs():
     """Ratios 2, 3 and 8: the median is 3; the best runs, 1 s and 3 s, give 3."""
-    found = measure.summary(
-        [measure.Pair(2.0, 4.0), measure.Pair(1.0, 3.0), measure.Pair(1.0, 8.0)]
-    )
+    runs = (2.0, 4.0, 1.0, 1.0), (1.0, 3.0, 1.0, 5.0), (1.0, 8.0, 2.0, 4.0)
+    found = measure.summary([measure.Pair(*run) for run in runs])
     assert (found["ratio"], found["ratio_min"], found["ratio_max"]) == (3.0, 2.0, 8.0)
     assert found["ratio_best"] == 3.0 and found["ratio_cpu"] == 2.0 and found["pairs"] == 3
 

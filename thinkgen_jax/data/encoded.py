@@ -228,7 +228,7 @@ def streams(
     return data, weights
 
 
-def _example(index: int, row: int, *, found: Encodings, seed: int, group: int, drop: float):
+def _example(index: int, row: np.integer, *, found: Encodings, seed: int, group: int, drop: float):
     rng, element = generator(seed, f"encoded {group}", index), found[int(row)]
     shown = element.references
     if rng.random() < drop:

@@ -8,7 +8,8 @@ them is executed: no pickles, and of a TFDS folder only features of TFDS itself 
   part. `x.json` holds the fields, or `x.txt` the caption; `x.jpg`, `x.png`, `x.output.jpg`, ... is
   the picture to draw, `x.input0.jpg`, `x.input1.jpg`, ... are references.
 * A Parquet table has a column for every field, named as it is or as `columns` says; a picture is
-  bytes or, as Hugging Face writes it, a struct with `bytes`.
+  bytes or, as Hugging Face writes it, a struct with `bytes`. For one row its whole row group is
+  read, so tables of large groups are slow in shuffled order: `python -m launch.repack`.
 * An ArrayRecord file has the elements of `packed.py`, a TFDS data set features named as our fields
   are (`builder.py`) or as `columns` says.
 """
@@ -31,6 +32,7 @@ from thinkgen_jax.data.files import Where, cached, key_of, listed, parse
 from thinkgen_jax.data.records import Record, Span
 
 FIELDS, CAPTION, TARGET, REFERENCE = 0, 1, 2, 3  # what a member of a tar is; references count on
+GROUP_BYTES = 2**30  # largest row group of a Parquet file, all of which is read for one row
 GROUPS_HELD = 4  # row groups of a Parquet source that are kept decoded
 
 
@@ -136,14 +138,17 @@ class Tables:
             try:
                 with pq.ParquetFile(path) as file:
                     self._check(path, file.schema_arrow.names)
-                    counts = [
-                        file.metadata.row_group(g).num_rows
-                        for g in range(file.metadata.num_row_groups)
-                    ]
+                    about = file.metadata
+                    found = [about.row_group(g) for g in range(about.num_row_groups)]
             except pa.ArrowException as err:
                 raise ValueError(f"{path} is no Parquet file: {err}") from err
-            for group, count in enumerate(counts):
-                total += count
+            for group, row_group in enumerate(found):
+                if row_group.total_byte_size > GROUP_BYTES:
+                    raise ValueError(
+                        f"{path} has a row group of {row_group.total_byte_size} bytes, at most "
+                        f"{GROUP_BYTES}: write smaller ones, or python -m launch.repack"
+                    )
+                total += row_group.num_rows
                 self._ends.append(total)
                 self._groups.append((path, group))
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
@@ -264,7 +269,7 @@ class Tfds:
                 f"{where.path} has no split {where.split!r}, only {sorted(built.info.splits)}"
             )
         files = [Path(path) for path in built.info.splits[where.split].filepaths]
-        self.key = key_of("tfds", [*about, *files], where.split)
+        self.key = key_of("tfds", [*about, *files], where.split, where.columns)
         self._names = dict(where.columns)
         kinds = built.info.features
         for field in ("instruction", "output_image"):

@@ -15,7 +15,6 @@ Dtype = str  # name of a jax dtype, so that configs stay hashable and printable
 POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # matrix products
-    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
 

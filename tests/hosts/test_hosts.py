@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two hosts, as processes of four devices each, do what one device does, and end together."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.hosts import small_run
+from thinkgen_jax import checkpoint, hosts, sharding
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60  # seconds in which a host that lost another must have ended
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts both hosts; whatever is still there at the end is killed."""
+    started = []
+
+    def both(mode):
+        address = f"127.0.0.1:{free_port()}"
+        for index in range(2):
+            command = [sys.executable, "-m", "tests.hosts.worker", address, "2", str(index)]
+            out = (tmp_path / f"out-{index}").open("w")
+            started.append(
+                subprocess.Popen(
+                    [*command, str(tmp_path), mode],
+                    cwd=ROOT,
+                    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        return started
+
+    yield both
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def told(tmp_path, index):
+    return (tmp_path / f"out-{index}").read_text(errors="replace")
+
+
+def test_two_hosts_are_one_device_and_their_commit_is_read_on_another_mesh(start, tmp_path):
+    for index, process in enumerate(start("steps")):
+        assert process.wait(timeout=240) == 0, told(tmp_path, index)
+    state, step, batch = small_run.begin()
+    losses = []
+    for _ in range(small_run.STEPS):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    for index in range(2):
+        found = json.loads((tmp_path / f"losses-{index}.json").read_text())
+        np.testing.assert_allclose(found, losses, rtol=0, atol=1e-5)
+
+    mesh = sharding.make_mesh(data=1, fsdp=2)
+    with jax.set_mesh(mesh), checkpoint.Checkpoints(tmp_path) as saves:
+        fresh, _, _ = small_run.begin(mesh)
+        abstract = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            fresh,
+            sharding.infer(fresh, mesh),
+        )
+        assert saves.latest_step == small_run.STEPS
+        read = saves.restore(small_run.STEPS, {"mllm": abstract}).state["mllm"]
+    kernel = read.params["decoder"]["mlp"]["up_proj"]["kernel"]
+    assert len(kernel.sharding.device_set) == 2
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(read), jax.tree.leaves(state), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_host_ends_the_other_with_its_cause(start, tmp_path, lost):
+    processes = start("forever")
+    begun = time.monotonic()
+    while not all((tmp_path / f"alive-{i}").exists() for i in range(2)):
+        assert time.monotonic() - begun < 240, told(tmp_path, 0) + told(tmp_path, 1)
+        assert all(process.poll() is None for process in processes), told(tmp_path, 0)
+        time.sleep(0.5)
+    processes[lost].kill()
+    assert processes[1 - lost].wait(timeout=PATIENCE) != 0
+    cause = told(tmp_path, 1 - lost).lower()
+    words = ("connection closed by peer", "connection reset", "heartbeat", "unavailable", "gloo")
+    assert any(word in cause.replace("[gloo] rank", "") for word in words), cause[-2000:]
+
+
+def test_a_host_needs_all_of_its_flags():
+    with pytest.raises(ValueError, match="--coordinator, --hosts and --host"):
+        hosts.start("127.0.0.1:1", None, 0)
+    with pytest.raises(ValueError, match=r"--host=2 must lie in \[0, --hosts=2\)"):
+        hosts.start("127.0.0.1:1", 2, 2)
+
+
+def test_alone_nothing_changes():
+    batch = {"x": np.ones(3)}
+    assert hosts.lay(batch, "rows") is batch and hosts.is_first() and not hosts.several()
+    assert hosts.agree(True) and not hosts.agree(False)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One host of several, as a process: takes three steps, or steps until it is ended.
+
+python -m tests.hosts.worker COORDINATOR HOSTS HOST WORKDIR steps|forever
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+from tests.hosts import small_run  # noqa: E402
+from thinkgen_jax import checkpoint, hosts, sharding  # noqa: E402
+
+coordinator, count, index, workdir, mode = sys.argv[1:]
+hosts.SILENCE = 10  # the test should not wait longer than it must
+hosts.start(coordinator, int(count), int(index))
+mesh = sharding.make_mesh(data=2, fsdp=4)
+with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir) as saves:
+    state, step, batch = small_run.begin(mesh)
+    batch = hosts.lay(batch, "batch")
+    assert hosts.agree(int(index) == 1) and not hosts.agree(False)
+    losses = []
+    while mode == "forever" or len(losses) < small_run.STEPS:
+        state, metrics = step(state, batch)
+        hosts.settle(state)
+        losses.append(float(metrics["loss"]))
+        if mode == "forever":
+            Path(workdir, f"alive-{index}").touch()
+            time.sleep(0.1)
+    saves.save(small_run.STEPS, {"mllm": state}, data={}, meta={}, finite=True, score=None)
+    saves.wait()
+    own = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
+    Path(workdir, f"losses-{index}.json").write_text(json.dumps(losses))
+    assert any("fsdp" in spec for spec in own), own
