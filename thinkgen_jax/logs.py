@@ -55,6 +55,7 @@ def setup(workdir: str | Path | None = None, *, level: int = logging.INFO) -> lo
         old.close()
     logger.setLevel(level)
     logger.propagate = False
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request
     stream = SimpleNamespace(write=lambda text: tqdm.write(text, sys.stderr, end=""))
     handlers: list[logging.Handler] = [logging.StreamHandler(stream)]
     if workdir is not None:
