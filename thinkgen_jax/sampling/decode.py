@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from thinkgen_jax import sharding
@@ -132,23 +131,9 @@ def _begin(
         counts=jnp.zeros(start.shape[0], jnp.int32),
         stopped=jnp.zeros(start.shape[0], bool),
         hidden=repeat(hidden, axis=0),
-        cache=read.cache._replace(
-            k=_laid(k), v=_laid(v), segments=repeat(read.cache.segments, axis=0)
-        ),
+        cache=read.cache._replace(k=k, v=v, segments=repeat(read.cache.segments, axis=0)),
     )
     return start, state
-
-
-def _laid(cache: Tree) -> Tree:
-    """Keys or values in memory as writing on several devices wants them: place by place.
-
-    Rows lie second to last, so that a step writes one run of memory. Left to itself the compiler
-    lays what was read otherwise, and holds a second cache while it moves it.
-    """
-    if sharding.parts(sharding.ACT_RULES) == 1:
-        return cache
-    orders = {5: (0, 3, 2, 1, 4), 4: (2, 1, 0, 3)}  # [L, B, K, S, H], or without L
-    return jax.tree.map(lambda x: with_layout_constraint(x, Layout(orders[x.ndim])), cache)
 
 
 def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, group: int) -> None:
