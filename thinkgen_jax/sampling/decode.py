@@ -106,8 +106,10 @@ def sample(
 
 
 def serving(mllm: Mllm, params: Tree, names: tuple[str, ...] = READ) -> Tree:
-    """Matrices as every turn of a loop reads them: in the activations' dtype, cut by `tensor`
-    alone. Gathering them once, before the loop, is what makes a turn cheap."""
+    """Matrices as a loop reads them: in the activations' dtype, cut by `tensor` alone.
+
+    Gathering them once, before the loop, is what makes each of its turns cheap.
+    """
     dtype = mllm.cfg.dtype
     read = {name: params[name] for name in names if name in params}
     read = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, read)
