@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from thinkgen_jax import sharding
@@ -147,8 +146,10 @@ def _first(state: _State, index: Int[Array, "b"]) -> _State:
 
 
 def serving(mllm: Mllm, params: Tree, names: tuple[str, ...] = READ) -> Tree:
-    """Matrices as every turn of a loop reads them: in the activations' dtype, cut by `tensor`
-    alone. Gathering them once, before the loop, is what makes a turn cheap."""
+    """Matrices as a loop reads them: in the activations' dtype, cut by `tensor` alone.
+
+    Gathering them once, before the loop, is what makes each of its turns cheap.
+    """
     dtype = mllm.cfg.dtype
     read = {name: params[name] for name in names if name in params}
     read = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, read)
@@ -175,22 +176,8 @@ def _begin(
         counts=jnp.zeros(rows, jnp.int32),
         stopped=jnp.zeros(rows, bool),
         hidden=repeat(hidden, axis=0),
-        cache=read.cache._replace(
-            k=_laid(k), v=_laid(v), segments=repeat(read.cache.segments, axis=0)
-        ),
+        cache=read.cache._replace(k=k, v=v, segments=repeat(read.cache.segments, axis=0)),
     )
-
-
-def _laid(cache: Tree) -> Tree:
-    """Keys or values in memory as writing on several devices wants them: place by place.
-
-    Rows lie second to last, so that a step writes one run of memory. Left to itself the compiler
-    lays what was read otherwise, and holds a second cache while it moves it.
-    """
-    if sharding.parts(tuple(sharding.ACT_RULES)) == 1:
-        return cache
-    orders = {5: (0, 3, 2, 1, 4), 4: (2, 1, 0, 3)}  # [L, B, K, S, H], or without L
-    return jax.tree.map(lambda x: with_layout_constraint(x, Layout(orders[x.ndim])), cache)
 
 
 def _check(max_new_tokens: int, temperature: float, top_p: float, top_k: int, group: int) -> None:
