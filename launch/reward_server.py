@@ -15,6 +15,8 @@ A scorer has
 
 * Requests wait in a bounded queue; one thread takes as many samples at once as a batch holds. A
   full queue says 503, a body over the limit 413, garbage 400, an error of the scorer 500.
+* Pictures are opened while there is room in the queue, and never more pixels at a time than
+  `MAX_SHOWN`: small files can unpack to gigabytes.
 * Nothing but JSON is read, and no pickle is anywhere.
 * The standard library serves: the environments of scorers are crowded and old enough.
 """
@@ -35,6 +37,7 @@ from pathlib import Path
 SCORERS = Path(__file__).parent / "scorers"
 MAX_BODY = 2**28  # bytes of a request
 MAX_PIXELS = 2**24  # of a picture
+MAX_SHOWN = 2**27  # pixels of a request
 
 
 class Job:
@@ -100,21 +103,27 @@ class Work:
                 raise RuntimeError(f"the scorer gave {len(found)} scores for {len(part)} samples")
             out += found
         rows = [row if isinstance(row, tuple) else (row, None) for row in out]
-        for score, _ in rows:
+        for score, detail in rows:
             if not math.isfinite(score):
                 raise RuntimeError(f"the scorer gave {score}")
+            json.dumps(detail, allow_nan=False)  # now, for the answer is too late to refuse it
         return [(float(score), detail) for score, detail in rows]
 
 
-def picture(text):
-    """A picture from PNG in base64, uint8 [height, width, 3]."""
+def picture(text, left=MAX_SHOWN):
+    """A picture from PNG in base64, uint8 [height, width, 3].
+
+    `left` are the pixels that the request may still unpack to.
+    """
     import numpy as np
     from PIL import Image
 
-    image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
-    if image.format != "PNG" or image.width * image.height > MAX_PIXELS:
+    image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",))
+    most = min(MAX_PIXELS, left)
+    if image.width * image.height > most:
         raise ValueError(
-            f"want PNG of at most {MAX_PIXELS} pixels, not {image.format} {image.size}"
+            f"a picture of {image.size} pixels: want at most {MAX_PIXELS} in one and {MAX_SHOWN} "
+            f"in a request, {most} are left"
         )
     return np.asarray(image.convert("RGB"))
 
@@ -124,10 +133,17 @@ def parse(body):
     asked = json.loads(body)
     if not isinstance(asked, dict) or not isinstance(asked.get("samples"), list):
         raise ValueError('want {"samples": [...]}')
-    out = []
+    out, shown = [], 0
+
+    def opened(text):
+        nonlocal shown
+        image = picture(text, MAX_SHOWN - shown)
+        shown += image.shape[0] * image.shape[1]
+        return image
+
     for sample in asked["samples"]:
         meta = {
-            name: picture(value["png"])
+            name: opened(value["png"])
             if isinstance(value, dict) and set(value) == {"png"}
             else value
             for name, value in sample.get("meta", {}).items()
@@ -136,8 +152,8 @@ def parse(body):
             {
                 "prompt": str(sample["prompt"]),
                 "instruction": str(sample.get("instruction", "")),
-                "image": picture(sample["image"]) if sample.get("image") else None,
-                "references": [picture(x) for x in sample.get("references", ())],
+                "image": opened(sample["image"]) if sample.get("image") else None,
+                "references": [opened(x) for x in sample.get("references", ())],
                 "meta": meta,
             }
         )
@@ -164,6 +180,8 @@ def handler(work, about, patience):
             body = self.rfile.read(int(length))
             if self.path != "/score":
                 return self.say(404, {"error": f"no {self.path}; there are /health and /score"})
+            if work.queue.full():  # before the pictures take memory
+                return self.say(503, {"error": "the queue is full"})
             try:
                 job = Job(parse(body))
             except Exception as err:  # whatever a picture decoder finds in garbage
@@ -211,7 +229,13 @@ def load(name):
 
 
 def serve(scorer, state, *, host, port, batch, waiting, patience):
-    """A server that listens; its caller runs `serve_forever` and closes `server.work`."""
+    """A server that listens; its caller runs `serve_forever` and closes `server.work`.
+
+    Raises ValueError for a batch or queue that could hold nothing.
+    """
+    for name, value in (("batch", batch), ("waiting", waiting)):
+        if value < 1:
+            raise ValueError(f"--{name}={value}: must be at least 1")
     work = Work(scorer, state, batch=batch, waiting=waiting)
     about = {"sees": "", **scorer.ABOUT}
     server = ThreadingHTTPServer((host, port), handler(work, about, patience))
@@ -235,7 +259,11 @@ def main():
         [args.scorer.removeprefix("ours:"), *args.rest] if args.scorer[:5] == "ours:" else args.rest
     )
     how = dict(batch=args.batch, waiting=args.waiting, patience=args.patience)
-    server = serve(scorer, scorer.load(own), host=args.host, port=args.port, **how)
+    try:
+        server = serve(scorer, scorer.load(own), host=args.host, port=args.port, **how)
+    except (ValueError, OSError, ImportError, OverflowError) as err:
+        where = f"--scorer={args.scorer} --host={args.host} --port={args.port}"
+        raise SystemExit(f"error: {where}: {err}") from None
     stop = lambda *_: threading.Thread(target=server.shutdown).start()  # noqa: E731
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -77,9 +77,16 @@ def test_a_known_set_of_ones_own(tmp_path):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
     row = {"image": "a.png", "prompt": "p", "meta": {"tag": "t"}, "is_right": True}
     path = tmp_path / "set.jsonl"
-    path.write_text(json.dumps(row))
-    ((right, sample),) = doctor.read_set(path)
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "is_right": False}))
+    (right, sample), (wrong, _) = doctor.read_set(path)
+    assert not wrong
     assert right and sample.request.meta == {"tag": "t"} and sample.instruction == "p"
+    path.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match="true in some lines, false in others"):
+        doctor.read_set(path)
+    path.write_text(json.dumps({**row, "is_right": "no"}))
+    with pytest.raises(ValueError, match="line 1: .*is_right = 'no'"):
+        doctor.read_set(path)
     path.write_text(json.dumps(row) + "\n{}")
     with pytest.raises(ValueError, match="line 2: KeyError"):
         doctor.read_set(path)
@@ -92,6 +99,7 @@ def test_a_known_set_of_ones_own(tmp_path):
         (["--config=configs/align.py"], "align has no phase with rewards"),
         (["--config=configs/dit_grpo.py", "--check=pulse"], "pulse"),
         (["--config=configs/dit_grpo.py", "--check=noise", "--levels=x"], "--levels=x"),
+        (["--config=configs/mllm_grpo.py", "--check=noise"], "has no phase dit_grpo"),
         (["--config=configs/dit_grpo.py", "--samples=none", "--check=rewards"], "cannot be read"),
     ],
 )

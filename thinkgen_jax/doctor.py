@@ -84,6 +84,8 @@ def run() -> None:
     plans = {n: plan for n, plan in plans.items() if isinstance(plan, phases.RlPlan)}
     if not plans:
         raise ValueError(f"--config: {CONFIG.value.name} has no phase with rewards")
+    if FLAGS["check"].present and "noise" in CHECK.value and "dit_grpo" not in plans:
+        raise ValueError(f"--check=noise: {CONFIG.value.name} has no phase dit_grpo")
     faults = []
     if "rewards" in CHECK.value:
         known = known_set() if SAMPLES.value is None else read_set(Path(SAMPLES.value))
@@ -129,7 +131,7 @@ def read_set(path: Path) -> list[tuple[bool, Sample]]:
     """A user's known set; picture paths are relative to the file.
 
     Raises:
-      ValueError: naming the line that cannot be read.
+      ValueError: naming the line that cannot be read, or when it has not both right and wrong.
     """
     out = []
     try:
@@ -142,9 +144,14 @@ def read_set(path: Path) -> list[tuple[bool, Sample]]:
             image = images.open_picture(path.parent / row["image"]).image
             request = Request(row["prompt"], meta=row.get("meta", {}))
             said = row.get("instruction", row["prompt"])
-            out.append((bool(row["is_right"]), Sample(request, said, image)))
+            if not isinstance(row["is_right"], bool):
+                raise ValueError(f"is_right = {row['is_right']!r}, want true or false")
+            out.append((row["is_right"], Sample(request, said, image)))
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise ValueError(f"--samples={path}, line {number}: {err!r}") from err
+    told = {right for right, _ in out}
+    if told != {True, False}:
+        raise ValueError(f"--samples={path}: is_right must be true in some lines, false in others")
     return out
 
 

@@ -176,7 +176,7 @@ def _check(out: Path) -> None:
         raise ValueError("--judge needs --judge_model: numbers depend on who judged")
     if LIMIT.value < 0:
         raise ValueError(f"--limit={LIMIT.value}: must be at least 0")
-    bench.OFFICIAL[BENCHMARK.value].read(Path(PROMPTS.value))
+    official.check(bench.OFFICIAL[BENCHMARK.value].read(Path(PROMPTS.value)), out)
     out.mkdir(parents=True, exist_ok=True)
     _writable(out / "result.json")
 

@@ -197,6 +197,7 @@ class Phase(NamedTuple):
     data: Any  # iterator with get_state and set_state
     update: Callable[[States, Any, Key], tuple[States, dict, Gallery | None]]
     sliced: bool = False  # whether hosts make their own rows of a batch alone
+    close: Callable[[], None] = lambda: None  # lets go of threads and connections
 
 
 def at(step: int, schedule: Sequence[tuple[str, int]]) -> str:
@@ -367,7 +368,7 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         }
         return {**states, "mllm": state}, metrics, _gallery(scored.samples, settled, plan.group)
 
-    return Phase("mllm", _requests(plan, setup), update)
+    return Phase("mllm", _requests(plan, setup), update, close=pool.close)
 
 
 def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
@@ -423,7 +424,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
         }
         return {**states, "dit": state}, metrics, _gallery(scored.samples, settled, plan.group)
 
-    return Phase("dit", _requests(plan, setup), update)
+    return Phase("dit", _requests(plan, setup), update, close=pool.close)
 
 
 class KeptOld:
@@ -509,8 +510,14 @@ def _open(name: str, plan: RlPlan) -> Pool:
     """Opens a phase's rewards and tells what each is.
 
     Raises:
-      ValueError: when a reward's server does not answer.
+      ValueError: when a reward's server does not answer, or there are several hosts: each would
+        ask by itself, and a group that only one of them dropped would part their parameters.
     """
+    if plan.servers and jax.process_count() > 1:
+        raise ValueError(
+            f"config.plans.{name}.servers = {sorted(plan.servers)}: rewards at servers need one "
+            f"host, there are {jax.process_count()}"
+        )
     scorer = Scorer(plan.rewards, plan.servers, drop_limit=plan.drop_limit)
     try:
         for line in scorer.describe():

@@ -88,12 +88,18 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
     log = logs.setup(workdir) if hosts.is_first() else logging.getLogger("thinkgen_jax.host")
     hosts.wait("config")
     mesh = sharding.make_mesh(**config.mesh)
-    with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saves:
+    with (
+        jax.set_mesh(mesh),
+        checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saves,
+        contextlib.ExitStack() as opened,
+    ):
         if (saves.latest_step or 0) >= config.steps and page.exists():
             log.info("finished: %s\n\n%s", page, page.read_text(encoding="utf-8"))
             return workdir
         setup, states = recipe.load(config, log)
         built = {name: phases.build(name, plan, setup) for name, plan in recipe.plans(config)}
+        for phase in built.values():
+            opened.callback(phase.close)
         checkpoint.ensure_space(workdir, checkpoint.nbytes(states) * (config.checkpoint.keep + 2))
         # Only now: a config that was refused leaves nothing that the next one must agree with.
         if hosts.is_first():

@@ -14,6 +14,7 @@ the instruction, which the policy writes itself.
 
 import argparse
 import inspect
+import math
 import tempfile
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def load(args):
 
 
 def scaled(mu):
-    """The model's mean on a scale that other rewards can be added to."""
+    """The model's mean on a scale that other rewards can be added to; NaN stays NaN."""
+    if math.isnan(mu):
+        return mu
     return max(-1.0, min(1.0, (mu - MIDDLE) / SPAN))
 
 

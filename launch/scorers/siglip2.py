@@ -11,6 +11,7 @@ picture belong together.
 """
 
 import argparse
+import math
 
 ABOUT = {
     **{"reward": "siglip2", "version": "1", "floor": -1.0, "ceiling": 1.0},
@@ -47,7 +48,12 @@ def score(state, samples):
 
 def gain(out, source):
     """The share of the way from source to target, in [-1, 1], from two cosines with the target."""
-    return max(-1.0, min(1.0, (out - source) / (1 - source + SMALL)))
+    return limited((out - source) / (1 - source + SMALL))
+
+
+def limited(value):
+    """The value cut to [-1, 1]; NaN stays NaN, which `min` and `max` alone would make 1."""
+    return value if math.isnan(value) else max(-1.0, min(1.0, value))
 
 
 def _one(state, sample):
@@ -57,7 +63,7 @@ def _one(state, sample):
     target = _seen(state, target)
     near = float(drawn @ target)
     if not sample["references"]:
-        return near, {"cos": near}
+        return limited(near), {"cos": near}  # rounding leads beyond 1
     source = float(_seen(state, sample["references"][0]) @ target)
     return gain(near, source), {"cos": near, "cos of the source": source}
 

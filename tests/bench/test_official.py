@@ -126,6 +126,78 @@ def test_another_run_is_refused_the_folder(door, tmp_path, capsys):
     assert "holds pictures of another run (seed: 0 -> 1)" in capsys.readouterr().err
 
 
+def test_another_copy_or_benchmark_is_refused_the_folder(door, drawn, tmp_path, capsys):
+    """Pictures of other prompts must not be taken for those of these."""
+    line = ("--benchmark=geneval", "--prompts=m.jsonl", "--out=out", "--think=no")
+    write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, (DOG, CUPS))))
+    door(*line, "--limit=1")
+    door(*line, "--limit=0")  # all of the same prompts go on
+    assert len(drawn) == 8
+    write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, (CUPS, DOG))))
+    with pytest.raises(SystemExit):
+        door(*line)
+    assert "holds pictures of another run (prompts: " in capsys.readouterr().err
+    write(tmp_path / "dpg/prompts/3.txt", "a dog\n")
+    with pytest.raises(SystemExit):
+        door("--benchmark=dpg", "--prompts=dpg", *line[2:])
+    assert "(benchmark: 'GenEval (HF detector)' -> 'DPG-Bench" in capsys.readouterr().err
+
+
+def test_all_tags_of_half_the_prompts_are_no_overall(drawn, tmp_path):
+    rows = [{**DOG, "tag": tag} for tag in geneval.TAGS]
+    write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, rows)))
+    with peer(dogs) as there, Client("d", quick((there.url,))) as detector:
+        found = official_run("geneval", tmp_path / "m.jsonl", tmp_path / "out", detector=detector)
+    assert set(found.scores["no-think"].parts) == set(geneval.TAGS)
+    assert found.scores["no-think"].overall is None
+
+
+def test_prompts_do_not_lead_out_of_their_folders(drawn, tmp_path):
+    copy = tmp_path / "copy"
+    write(copy / "prompts.jsonl", json.dumps({"item_id": "../../x", "prompt": "p"}))
+    edit = {"id": "a.png", "prompt": "p", "edit_type": "add"}
+    picture(copy / "a.png")
+    picture(tmp_path / "x.png")
+    bad = {
+        "dpg": lambda: None,
+        "imgedit": lambda: write(copy / "basic_edit.json", {"../../x": edit}),
+        "imgedit, source": lambda: write(
+            copy / "basic_edit.json", {"1": {**edit, "id": str(tmp_path / "x.png")}}
+        ),
+    }
+    for benchmark, make in bad.items():
+        make()
+        with pytest.raises(ValueError, match="--prompts: .* leads out of"):
+            official_run(benchmark.split(",")[0], copy, tmp_path / "out")
+    assert not drawn
+
+
+def test_a_prompt_that_is_there_twice_is_refused(drawn, tmp_path):
+    wise_copy(tmp_path / "copy")
+    items = [{**WISE, "Prompt": "other", "prompt_id": 2}]
+    write(tmp_path / "copy" / f"{bench.wise.FILES[1]}.json", items)
+    with pytest.raises(ValueError, match="'2' is there twice"):
+        official_run("wise", tmp_path / "copy", tmp_path / "out")
+    write(tmp_path / "copy" / f"{bench.wise.FILES[1]}.json", [{**items[0], "prompt_id": 1001}])
+    with pytest.raises(ValueError, match="prompt_id 1001 is not one of 1 to 1000"):
+        official_run("wise", tmp_path / "copy", tmp_path / "out")
+
+
+def test_a_dead_judge_is_not_asked_a_thousand_times(monkeypatch, tmp_path):
+    """One answer, then none: after three in a row nothing more is asked; the answer is kept."""
+    monkeypatch.setattr(official, "PATIENCE", 3)
+    tmp_path.joinpath("think").mkdir()
+    reply = lambda path, body, n: says("yes") if n == 1 else (401, b"no key")  # noqa: E731
+    service = dict(model="m", workers=1)
+    with peer(reply) as there, Client("judge", quick((there.url,), **service)) as judge:
+        asks = {str(n): (lambda: judge.chat("?", [], str)) for n in range(500)}
+        with pytest.raises(ValueError, match="499 of 500 answers could not be had.*no key"):
+            official.collect(tmp_path / "think", judge, asks)
+        assert len(there.asked) < 100
+    (kept,) = official.records(tmp_path / "think" / official.ANSWERS)
+    assert kept["answer"] == "yes"
+
+
 def wise_copy(folder, count=3):
     for n, name in enumerate(bench.wise.FILES):
         ids = range(1, 1 + count) if n == 0 else ()
@@ -274,7 +346,7 @@ def test_cvtg_reads_what_was_drawn(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(words, "read", lambda image: ["go"])
     monkeypatch.setattr(words, "reader", lambda: "a reader")
     found = official_run("cvtg", tmp_path / "copy", tmp_path / "out").scores["no-think"]
-    assert found.overall == 0.5 and found.parts["2 regions"] == 0.5
+    assert found.overall is None and found.parts["2 regions"] == 0.5  # 8 of 2000 prompts
     assert found.about == {"reader": "a reader", "images": 8, "words": 16}
     assert (tmp_path / "out/no-think/images/CVTG-Style/5/0.png").exists()
     whole = json.loads((tmp_path / "out/no-think/result.json").read_text())

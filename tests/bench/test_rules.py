@@ -25,7 +25,7 @@ def test_rise_scores_as_the_original(case):
         case["category"],
         scores,
         has_column=case["consistency_free_column"],
-        is_free=bool(case["consistency_free"]),
+        free=bool(case["consistency_free"]),
     )
     assert got == (pytest.approx(case["score"]), case["complete"])
 
@@ -122,6 +122,20 @@ def test_rise_accuracy_of_the_new_and_the_old_script():
     assert parts["spatial"] == 100 and parts["logical"] == 0
     # Logical: consistency 1 -> 5, reasoning 0 -> 1: (0.3 · 5 + 0.7) / 2 = 1.1.
     assert parts["score"] == pytest.approx(25 * np.mean([4.0, 0.1]))
+
+
+def test_rise_puzzles_are_asked_what_stayed_the_same_whatever_the_flag():
+    item = {"category": "logical_reasoning", "consistency_free": 1.0, "image": "a.png"}
+    item |= {"reference_txt": "nine", "reference_img": "r.png"}
+    task = bench.official.Task("a", "solve", ("o.png",), item, (Path("data/a.png"),))
+    asked = risebench.questions(task, Path("out"))
+    assert set(asked) == {"judge1", "judge2"} and not risebench.is_free(item)
+    words, shown = asked["judge2"]
+    assert "nine" in words and shown == [Path("out/o.png")]
+    del item["reference_txt"]
+    assert risebench.questions(task, Path("out"))["judge2"][1][0] == Path("data/r.png")
+    assert risebench.told_of({"reference_txt": float("nan"), "reference": "ten"}) == "ten"
+    assert risebench.told_of({"reference": None}) is None
 
 
 def test_published_rows_name_their_source():

@@ -125,6 +125,39 @@ def test_a_scorer_that_lies_is_an_error(scores):
             one.score([sample()], floor=0.0, ceiling=1.0)
 
 
+@pytest.mark.parametrize("detail", [{"mu": float("nan")}, object()])
+def test_a_detail_that_json_does_not_know_is_an_error(detail):
+    with served(lambda *_: [(0.5, detail)]) as url, client(url) as one:
+        with pytest.raises(Failed, match="status 500.*JSON"):
+            one.score([sample()], floor=0.0, ceiling=1.0)
+
+
+def test_small_files_do_not_unpack_to_gigabytes(monkeypatch):
+    """Two pictures of 4 pixels each where a request may have 7."""
+    monkeypatch.setattr(reward_server, "MAX_SHOWN", 7)
+    with served() as url, client(url) as one:
+        assert one.score([sample()], floor=0.0, ceiling=1.0)[0] == pytest.approx([0.2])
+        with pytest.raises(Failed, match="status 400.*7 in a request, 3 are left"):
+            one.score([sample(), sample()], floor=0.0, ceiling=1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--scorer=ours:beauty"], "'beauty' is not one of"),
+        (["--scorer=ours:hpsv3"], "'hpsv3' needs an address in servers"),
+        (["--scorer=ours:form", "--batch=0"], "--batch=0: must be at least 1"),
+        (["--scorer=ours:form", "--port=99999"], "--port=99999"),
+    ],
+)
+def test_one_line_for_what_cannot_be_served(given, message, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["reward_server", *given])
+    with pytest.raises(SystemExit) as stop:
+        reward_server.main()
+    told = str(stop.value)
+    assert told.startswith("error: ") and message in told and "\n" not in told
+
+
 def test_what_takes_too_long_is_an_error():
     with served(lambda *_: time.sleep(0.3) or [0.5], patience=0.05) as url, client(url) as one:
         with pytest.raises(Failed, match="status 503.*not scored within 0.05 s"):

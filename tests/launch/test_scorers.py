@@ -27,12 +27,21 @@ def test_a_source_handed_back_earns_nothing():
     gain = reward_server.load("siglip2").gain
     assert gain(0.9, 0.9) == 0 and gain(1.0, 0.9) == pytest.approx(0.1 / 0.101)
     assert gain(0.95, 0.9) == pytest.approx(0.05 / 0.101) and gain(-1.0, 0.9) == -1
-    assert gain(1.0, 1.0) == 0
+    assert gain(1.0, 1.0) == 0 and gain(2.0, 0.9) == 1
 
 
 def test_hpsv3_lies_within_its_bounds():
     scaled = reward_server.load("hpsv3").scaled
     assert [scaled(mu) for mu in (5.0, 10.0, -20.0, 40.0)] == [0.0, 0.5, -1.0, 1.0]
+
+
+def test_what_is_no_number_is_not_cut_to_one():
+    """`min(1.0, nan)` is 1.0: the best score for a model that broke."""
+    nan = float("nan")
+    assert math.isnan(reward_server.load("hpsv3").scaled(nan))
+    siglip2 = reward_server.load("siglip2")
+    assert math.isnan(siglip2.gain(nan, 0.9)) and math.isnan(siglip2.limited(nan))
+    assert siglip2.limited(1.0000001) == 1.0
 
 
 def test_detections_from_logits():

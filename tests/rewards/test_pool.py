@@ -2,11 +2,12 @@
 """Scoring in threads: order, errors, and the share of time that nobody waited for."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from thinkgen_jax.rewards import Scorer, pool
+from thinkgen_jax.rewards import Rated, Scorer, pool
 from thinkgen_jax.structs import Request, Sample
 
 NAME = f"{__name__}:brightness"
@@ -50,6 +51,26 @@ def test_errors_of_rewards_are_errors_once(threads):
         threads.collect()
     threads.submit(lambda: samples(0.25))
     np.testing.assert_allclose(threads.collect().rated.parts[NAME], [0.25])
+
+
+def test_an_invalid_response_gains_nothing_by_a_penalty():
+    """Under a negative weight the floor of a reward is its best end; invalid ones get the other."""
+    weights = {NAME: -1.0}
+    rows = [*samples(0.25, 0.5), replace(samples(0.0)[0], valid=False)]
+    rated = Rated({NAME: np.array([0.25, 0.5, 0.0], np.float32)}, np.zeros(3, bool), ())
+    scored = pool.Scored(rows, rated, 0.0, 1.0)
+    for combine in pool.COMBINE:
+        got = pool.settle(scored, weights, {}, group=3, combine=combine).learnt[0]
+        assert got.argmin() == 2 and got.argmax() == 0, combine
+    assert got.mean() == pytest.approx(0, abs=1e-6) and got.std(ddof=1) == pytest.approx(
+        1, abs=1e-4
+    )
+
+
+def test_a_closed_pool_keeps_nobody(threads):
+    threads.close()
+    with pytest.raises(RuntimeError):
+        threads.submit(lambda: samples(0.5))
 
 
 def test_each_reward_counts_by_its_weight_whatever_its_scale():

@@ -2,7 +2,10 @@
 """The client against peers that are dead, slow, lying, refusing: never a number but a right one."""
 
 import base64
+import contextlib
 import io
+import socket
+import threading
 import time
 from types import SimpleNamespace
 
@@ -87,6 +90,34 @@ def test_a_slow_peer_is_left():
     with pytest.raises(Failed, match="timed out|Timeout"):
         score(dawdle, timeout=0.2, tries=1)
     assert time.monotonic() - begun < 0.9
+
+
+def test_a_peer_that_drips_is_left():
+    """A byte of the head every 20 ms: each comes in time, the whole never does."""
+    door, stop = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def drip():
+        with contextlib.suppress(OSError):
+            one, _ = door.accept()
+            one.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+            while not stop.wait(0.02):
+                one.sendall(b"a")
+
+    threading.Thread(target=drip, daemon=True).start()
+    begun = time.monotonic()
+    try:
+        one = service(f"http://127.0.0.1:{door.getsockname()[1]}", timeout=0.3, tries=1)
+        with Client("r", one) as client, pytest.raises(Failed, match="timed out: no whole answer"):
+            client.score(samples(), **BOUNDS)
+    finally:
+        stop.set()
+        door.close()
+    assert time.monotonic() - begun < 5
+
+
+def test_rounding_beyond_the_bounds_is_no_lie():
+    got, _ = score(lambda *_: (200, {"scores": [1.0000001, -1e-7]}))
+    assert got == pytest.approx([1, 0], abs=1e-6)
 
 
 def test_a_dead_peer_fails_and_says_where():
@@ -188,6 +219,14 @@ def test_a_judge_that_refuses_gives_no_score(said, cause):
 def test_the_last_filled_form_counts():
     read = judge.named_scores(("A",), 0, 10)
     assert read("A: 3 ... so\n*A*: 10.") == (10,) and read("a : 7/10") == (7,)
+
+
+@pytest.mark.parametrize("said", ["A: 4/10", "A: 4 / 50", "A: 4/5.5", "A: 4.5"])
+def test_a_number_on_another_scale_is_none(said):
+    read = judge.named_scores(("A",), 1, 5)
+    assert read("A: 4/5.") == (4,)
+    with pytest.raises(ValueError, match="no 'A'"):
+        read(said)
 
 
 # --- whole groups ---
@@ -298,7 +337,8 @@ def test_geneval_judges_what_a_detector_saw():
         with peer(answer) as there:
             with rewards.Scorer({name: 1.0}, {name: service(there.url)}) as open_:
                 assert open_.rate(samples(1, **meta), 1).parts[name].tolist() == [want]
-    for bad in ({"dog": [[0, 0]]}, [], {"dog": [[0, 0, 9, 9, 0.9, "teal"]]}):
+    sure = {"dog": [[0, 0, 9, 9, 90, ""]]}  # percent
+    for bad in ({"dog": [[0, 0]]}, [], sure, {"dog": [[0, 0, 9, 9, 0.9, "teal"]]}):
         answer = lambda *_, bad=bad: (200, {"scores": [0], "details": [bad]})  # noqa: E731
         with peer(answer) as there:
             with rewards.Scorer({"geneval": 1.0}, {"geneval": service(there.url)}) as open_:

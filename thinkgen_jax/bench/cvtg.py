@@ -66,7 +66,8 @@ def score(folder: Path, tasks: Sequence[Task], prompts: Path, tools: Tools) -> S
             right, total = (sum(r[k] for r in of_area) for k in ("correct_words", "total_words"))
             parts[f"{area} regions"] = right / total
     about = {"reader": reader, "images": len(tasks), "words": whole["total_words"]}
-    return Score(whole["word_accuracy"], parts, about)
+    overall = whole["word_accuracy"]
+    return Score(overall if len(tasks) == BENCHMARK.total else None, parts, about)
 
 
 def aggregate(prompts: dict[str, str], found: dict[str, list[str]]) -> dict:

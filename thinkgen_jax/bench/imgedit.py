@@ -51,12 +51,10 @@ def read(path: Path) -> list[Task]:
         where = f"{file}, {key}"
         name, prompt = (official.field_of(item, field, where) for field in ("id", "prompt"))
         kind = official.field_of(item, "edit_type", where)
-        places = [path / "images" / name, path / name]
-        source = next((place for place in places if place.exists()), None)
-        if source is None:
-            raise ValueError(f"--prompts: the picture {places[0]} of edit {key} is missing")
+        root = path if (path / str(name)).exists() else path / "images"
+        picture = official.source(root, name, where)
         meta = {**item, "edit_type": RENAMED.get(kind, kind)}
-        tasks.append(Task(key, prompt, (f"images/{key}.png",), meta, (source,)))
+        tasks.append(Task(key, prompt, (f"images/{key}.png",), meta, (picture,)))
     return tasks
 
 

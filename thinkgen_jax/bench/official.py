@@ -4,7 +4,8 @@
 A benchmark reads its prompt files from the user's copy, says where each picture goes, and scores
 the folder; it never looks at the model. Below `--out`:
   <mode>/               "think" or "no-think"; what the benchmark's own scripts want lies in it
-  <mode>/run.json       what the pictures were drawn with; another run is refused the folder
+  <mode>/run.json       what the pictures were drawn with and from; another run, or another copy of
+                        the prompts, is refused the folder
   <mode>/thoughts.jsonl what was thought and which words conditioned the DiT, a line a picture
   <mode>/answers.jsonl  what a judge or detector said, a line an answer, with model and date
 
@@ -14,6 +15,7 @@ the folder; it never looks at the model. Below `--out`:
 """
 
 import datetime
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
@@ -25,6 +27,7 @@ import numpy as np
 
 from thinkgen_jax import logs, pipeline, report
 from thinkgen_jax.data import images
+from thinkgen_jax.data.records import inside
 from thinkgen_jax.pipeline import ThinkGen
 from thinkgen_jax.pipeline.settings import Settings
 from thinkgen_jax.rewards.remote import Client, Failed
@@ -32,6 +35,8 @@ from thinkgen_jax.structs import Request
 
 MODES = {True: "think", False: "no-think"}
 RUN, THOUGHTS, ANSWERS = "run.json", "thoughts.jsonl", "answers.jsonl"
+SHOWN = 16  # pictures of a run's sheet
+PATIENCE = 16  # questions without an answer, one behind the other, after which nobody is asked
 
 
 class Task(NamedTuple):
@@ -163,12 +168,14 @@ def run(
         not be had; what was drawn and said stays.
     """
     tasks = benchmark.read(prompts)
+    check(tasks, out)
+    asked = {"benchmark": benchmark.title, "prompts": digest(tasks)}
     tasks = tasks[:limit] if limit else tasks
     scores, notes, shown = {}, [], []
     for thinks in think:
         folder = out / MODES[thinks]
         how = {name: x for name, x in vars(settings).items() if name != "batch"}  # changes nothing
-        made = {"seed": seed, "settings": how, **(about or {})}
+        made = {**asked, "seed": seed, "settings": how, **(about or {})}
         claim(folder, json.loads(json.dumps(made)))
         if benchmark.prepare is not None:
             benchmark.prepare(folder, tasks)
@@ -182,7 +189,31 @@ def run(
         scores[MODES[thinks]] = benchmark.score(folder, tasks, prompts, tools)
     if len(tasks) < benchmark.total:
         notes.append(f"{len(tasks)} of {benchmark.total} prompts: not comparable with others")
-    return Outcome(benchmark, scores, tuple(shown[:16]), tuple(notes))
+    return Outcome(benchmark, scores, tuple(shown[:SHOWN]), tuple(notes))
+
+
+def check(tasks: Sequence[Task], out: Path) -> None:
+    """Refuses tasks whose pictures would lie outside the folder, or one on another.
+
+    Raises:
+      ValueError: naming the prompt.
+    """
+    seen: dict[str, str] = {}
+    for task in tasks:
+        for path in task.paths:
+            try:
+                inside(out, path)
+            except (ValueError, PermissionError) as err:
+                raise ValueError(f"--prompts: the picture of {task.key!r}: {err}") from None
+            if path in seen:
+                raise ValueError(f"--prompts: {task.key!r} is there twice")
+            seen[path] = task.key
+
+
+def digest(tasks: Sequence[Task]) -> str:
+    """What tells one copy of the prompts from another: their words, order and sources."""
+    said = [(t.key, t.prompt, t.paths, [path.name for path in t.sources]) for t in tasks]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 def claim(folder: Path, made: dict) -> None:
@@ -225,9 +256,10 @@ def draw(
             told = {"path": tasks[i].paths[n], "thought": result.thought}
             told |= {"instruction": result.instruction, "warning": result.warning}
             lines.append(json.dumps(told, ensure_ascii=False))
-            shown.append((result.image, logs.caption(tasks[i].prompt, result.instruction)))
+            if len(shown) < SHOWN:  # a whole benchmark of them does not fit into memory
+                shown.append((result.image, logs.caption(tasks[i].prompt, result.instruction)))
         append(folder / THOUGHTS, lines)
-    return shown[:16]
+    return shown
 
 
 def request(task: Task, index: int, copy: int, *, think: bool, seed: int) -> Request:
@@ -259,6 +291,8 @@ def collect(
 ) -> tuple[dict[str, Any], dict[str, object]]:
     """Answers by key: those that are there, and those of the questions that were open.
 
+    Where `PATIENCE` questions one behind the other have no answer, nothing more is asked.
+
     Args:
       asks: by key, what asks for one answer; JSON-able, `Failed` where it could not be had.
 
@@ -276,19 +310,26 @@ def collect(
         raise ValueError(f"{path} holds answers of {sorted(others)}, not of {who}: move it aside")
     open_ = [key for key in asks if key not in kept]
     pending: dict[Future, str] = {client.submit(asks[key]): key for key in open_}
-    faults = {}
+    faults, row = {}, 0
     for future in as_completed(pending):
+        if future.cancelled():
+            continue
         key, today = pending[future], datetime.date.today().isoformat()
         try:
             kept[key] = {"key": key, "answer": future.result(), "by": who, "date": today}
         except Failed as err:
-            faults[key] = str(err)
+            faults[key], row = str(err), row + 1
+            if row == PATIENCE:
+                for other in pending:  # those under way still come
+                    other.cancel()
             continue
+        row = 0
         append(path, [json.dumps(kept[key], ensure_ascii=False)])
     if faults:
         key, cause = next(iter(faults.items()))
+        left = sum(asked not in kept for asked in asks)
         raise ValueError(
-            f"{len(faults)} of {len(asks)} answers could not be had, e.g. of {key}: {cause}; the "
+            f"{left} of {len(asks)} answers could not be had, e.g. of {key}: {cause}; the "
             f"others are kept, the same command asks for the rest"
         )
     dates = sorted({kept[key]["date"] for key in asks})
@@ -328,6 +369,21 @@ def field_of(item: Mapping, name: str, where: object) -> Any:
     if not isinstance(item, Mapping) or name not in item:
         raise ValueError(f"--prompts: {where} has no {name!r}")
     return item[name]
+
+
+def source(root: Path, name: object, where: object) -> Path:
+    """A picture of the user's copy that a record names.
+
+    Raises:
+      ValueError: when it is missing or lies outside the copy.
+    """
+    try:
+        path = inside(root, str(name))
+    except (ValueError, PermissionError) as err:
+        raise ValueError(f"--prompts: {where}: {err}") from None
+    if not path.is_file():
+        raise ValueError(f"--prompts: the picture {path} of {where} is missing")
+    return path
 
 
 def _cell(value: float | None) -> str:

@@ -26,7 +26,7 @@ from thinkgen_jax.bench import official, published
 from thinkgen_jax.bench.official import Benchmark, Score, Task, Tools
 from thinkgen_jax.data import images
 
-DATA = "datav2_total_w_subtask.json"
+DATA, DATA_FOLDER = "datav2_total_w_subtask.json", "data"
 MODEL = "thinkgen_jax"
 LOGICAL = "logical_reasoning"
 CATEGORIES = ("temporal_reasoning", "causal_reasoning", "spatial_reasoning", LOGICAL)
@@ -62,11 +62,14 @@ def read(path: Path) -> list[Task]:
     for item in official.load(file, list):
         index, category = (official.field_of(item, name, file) for name in ("index", "category"))
         where = f"{file}, {index}"
-        source = file.parent / "data" / official.field_of(item, "image", where)
+        root = file.parent / DATA_FOLDER
+        source = official.source(root, official.field_of(item, "image", where), where)
         if category not in CATEGORIES:
             raise ValueError(f"--prompts: {where}: {category!r} is not one of {CATEGORIES}")
-        if not source.exists():
-            raise ValueError(f"--prompts: the picture {source} of {index} is missing")
+        if is_set(item.get("reference_img")):
+            official.source(root, item["reference_img"], where)
+        elif told_of(item) is None:
+            raise ValueError(f"--prompts: {where} has neither a reference in words nor a picture")
         paths = (f"outputs/{MODEL}/images/{category}/{index}.png",)
         prompt = official.field_of(item, "instruction", where)
         tasks.append(Task(index, prompt, paths, item, (source,)))
@@ -83,7 +86,7 @@ def extract(answer: str) -> list[int] | None:
 
 
 def rate(
-    category: str, scores: Sequence[int | None], *, has_column: bool = False, is_free: bool = False
+    category: str, scores: Sequence[int | None], *, has_column: bool = False, free: bool = False
 ) -> tuple[float, int]:
     """The official score of an edit in [1, 5], and whether it is right in everything.
 
@@ -91,7 +94,7 @@ def rate(
       scores: consistency, reasoning, plausibility from 1 to 5; None where one does not apply.
       has_column: the data file knows `consistency_free`. The script then leaves consistency out of
         every score that is not logical, whatever the column says.
-      is_free: this edit's appearance is free.
+      free: this edit's appearance is free.
     """
     consistency, reasoning, plausibility = scores
     if category == LOGICAL:
@@ -100,7 +103,7 @@ def rate(
         total = 0.2 * plausibility + 0.8 * reasoning
         if not has_column:
             total = 0.3 * consistency + 0.5 * reasoning + 0.2 * plausibility
-        needed = (reasoning, plausibility) if is_free else scores
+        needed = (reasoning, plausibility) if free else scores
     if reasoning == 1:
         total = max(total * 0.5, 1.0)
     return total, int(all(one == 5 for one in needed))
@@ -109,6 +112,17 @@ def rate(
 def is_set(value: object) -> bool:
     """Whether a cell of the data file says something: not missing, None or NaN."""
     return value is not None and value == value
+
+
+def told_of(item: Mapping) -> object:
+    """The right outcome in words, None where the data file has none."""
+    said = (item.get(name) for name in ("reference_txt", "reference"))
+    return next((words for words in said if is_set(words)), None)
+
+
+def is_free(item: Mapping) -> bool:
+    """Whether nobody asks what of the picture stayed the same; of a puzzle it is always asked."""
+    return item["category"] != LOGICAL and is_set(item.get("consistency_free"))
 
 
 def judged(item: Mapping, answers: Mapping[str, str]) -> list[int | None]:
@@ -125,8 +139,9 @@ def questions(task: Task, folder: Path) -> dict[str, tuple[str, list[Path]]]:
     """What the judge is asked of an edit and shown for it, by the official names of the answers."""
     item, source, drawn = task.meta, task.sources[0], folder / task.paths[0]
     logical, told = item["category"] == LOGICAL, {"instruction": task.prompt}
-    shown, before, reference = [drawn], "", item.get("reference_txt") or item.get("reference")
-    if is_set(item.get("reference_img")):
+    shown, before, reference = [drawn], "", told_of(item)
+    # The official script, too, shows a puzzle's picture only where it has no words.
+    if is_set(item.get("reference_img")) and not (logical and is_set(item.get("reference_txt"))):
         shown = [source.parents[len(Path(item["image"]).parts) - 1] / item["reference_img"], drawn]
         before, reference = ", the first the reference", "as in the reference picture"
     elif is_set(item.get("reasoning_img")):
@@ -136,7 +151,7 @@ def questions(task: Task, folder: Path) -> dict[str, tuple[str, list[Path]]]:
     asked["judge2"] = (words, shown)
     if not logical:
         asked["judge3"] = (PLAUSIBILITY, [drawn])
-    if is_set(item.get("consistency_free")):
+    if is_free(item):
         del asked["judge1"]
     return asked
 
@@ -200,8 +215,8 @@ def aggregate(
     old, totals = [], []
     for task in tasks:
         scores, category = judged(task.meta, said[task.key]), task.meta["category"]
-        free = is_set(task.meta.get("consistency_free"))
-        total, right = rate(category, scores, has_column=has_column, is_free=free)
+        free = is_free(task.meta)
+        total, right = rate(category, scores, has_column=has_column, free=free)
         new.setdefault(category, []).append(right)
         old.append(0 if free else right)
         totals.append(25 * (total - 1))

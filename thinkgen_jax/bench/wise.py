@@ -51,7 +51,10 @@ def read(path: Path) -> list[Task]:
         file = path / f"{name}.json"
         for item in official.load(file, list):
             number = official.field_of(item, "prompt_id", file)
+            if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 1000:
+                raise ValueError(f"--prompts: {file}: prompt_id {number!r} is not one of 1 to 1000")
             prompt = official.field_of(item, "Prompt", file)
+            official.field_of(item, "Explanation", f"{file}, prompt_id {number}")
             tasks.append(Task(str(number), prompt, (f"images/{number}.png",), item))
     return tasks
 
@@ -110,7 +113,7 @@ def score(folder: Path, tasks: Sequence[Task], prompts: Path, tools: Tools) -> S
 
     def ask(task: Task) -> str:
         words = form.replace("{PROMPT}", task.prompt)
-        words = words.replace("{EXPLANATION}", str(task.meta.get("Explanation", "")))
+        words = words.replace("{EXPLANATION}", str(task.meta["Explanation"]))
         shown = [images.open_picture(folder / task.paths[0]).image]
         return client.chat(words, shown, said, system=system, temperature=0, max_tokens=TOKENS)
 

@@ -24,10 +24,9 @@ from typing import NamedTuple
 import numpy as np
 
 from thinkgen_jax.rewards import form, geneval, judge, miniature, words
-from thinkgen_jax.rewards.remote import Client, Failed, Service, Unavailable
+from thinkgen_jax.rewards.remote import TOLERANCE, Client, Failed, Service, Unavailable
 from thinkgen_jax.structs import Sample
 
-TOLERANCE = 1e-5  # rounding beyond the declared bounds
 DROP_LIMIT = 0.5  # share of recent groups that may be dropped before a run stops
 RECENT = 10  # steps that are recent
 

@@ -266,7 +266,8 @@ def read(detail: object, *, tag: str) -> dict[str, list[Detection]]:
       detail: {class: [[left, top, right, bottom, confidence, color or ""], ...]}.
 
     Raises:
-      ValueError: for anything else, a number that is not finite or an unknown colour.
+      ValueError: for anything else, a box that is not finite, a confidence outside [0, 1] or an
+        unknown colour.
     """
     if not isinstance(detail, dict):
         raise ValueError(f"detections are no object but {detail!r:.80}")
@@ -277,7 +278,8 @@ def read(detail: object, *, tag: str) -> dict[str, list[Detection]]:
         except (TypeError, ValueError, IndexError, KeyError, OverflowError) as err:
             raise ValueError(f"detections of {name!r} cannot be read: {rows!r:.80}") from err
         for one in ones:
-            if not np.isfinite([*one.box, one.score]).all() or one.color not in ("", *COLORS):
+            usable = np.isfinite(one.box).all() and 0 <= one.score <= 1
+            if not usable or one.color not in ("", *COLORS):
                 raise ValueError(f"detection of {name!r} is not usable: {one}")
         found[name] = keep(ones, tag=tag)
     return found

@@ -53,16 +53,18 @@ def rate(client: Client, samples: Sequence[Sample]) -> np.ndarray:
 
 
 def named_scores(names: Sequence[str], low: int, high: int) -> Callable[[str], tuple[int, ...]]:
-    """Builds a reader of lines "name: n": one whole number in [low, high] for each name.
+    """Builds a reader of lines "name: n" or "name: n/high": one whole number in [low, high] each.
 
     Marks of emphasis and letter case do not matter; where a name stands more than once, the last
-    counts, for judges repeat the form before they fill it in.
+    counts, for judges repeat the form before they fill it in. A number on another scale, "7/10"
+    where 5 is the most, is none.
     """
+    number = rf"(-?\d+)(?!\d|\.\d)(?!\s*/\s*(?!{high}(?!\d|\.\d)))"
 
     def read(answer: str) -> tuple[int, ...]:
         plain, out = re.sub(r"[*_`#]", "", answer), []
         for name in names:
-            found = re.findall(rf"{re.escape(name)}\s*:\s*(-?\d+)(?!\d|\.\d)", plain, re.IGNORECASE)
+            found = re.findall(rf"{re.escape(name)}\s*:\s*{number}", plain, re.IGNORECASE)
             if not found or not low <= int(found[-1]) <= high:
                 said = " ".join(answer.split())[:SAID]
                 raise ValueError(f"the judge gave no {name!r} in [{low}, {high}]: {said!r}")

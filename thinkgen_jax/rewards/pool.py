@@ -59,6 +59,11 @@ class Pool:
         self.threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="rewards")
         self.waiting: list[Future] = []
 
+    def close(self) -> None:
+        """Forgets what waits and closes the connections: nobody wants the rewards any more."""
+        self.scorer.close()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
     def submit(self, fetch: Callable[[], list[Sample]]) -> None:
         """Hands a batch over; `fetch` may wait for the device."""
         self.waiting.append(self.threads.submit(self._score, fetch))
@@ -121,7 +126,10 @@ def settle(
     parts = {name: tables(part, {name: 1.0})[0] for name, part in rated.parts.items()}
     learnt = table
     if combine == "gdpo":
-        learnt = decoupled(np.stack(list(parts.values())), [weights[name] for name in parts])
+        # With the sign inside, an invalid response gets the worse end of a penalty, too.
+        signs = {name: -1.0 if weights[name] < 0 else 1.0 for name in parts}
+        signed = [tables(s * rated.parts[name], {name: s})[0] for name, s in signs.items()]
+        learnt = decoupled(np.stack(signed), [abs(weights[name]) for name in signs])
     means = {} if failed.all() else {n: float(p[~failed].mean()) for n, p in parts.items()}
     return Settled(table, usable & ~failed, failed, learnt, means)
 
