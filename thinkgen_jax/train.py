@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 import shutil
 import signal
 import sys
@@ -45,6 +46,10 @@ HOSTS = flags.DEFINE_integer("hosts", None, "Number of hosts, with --coordinator
 HOST = flags.DEFINE_integer("host", None, "This host's number from 0, with --coordinator.")
 
 CONFIG_FILE = "config.json"
+# What may change in a run that goes on: where rewards are asked and how patiently.
+MOVABLE = re.compile(
+    r"plans\.\w+\.(drop_limit|servers\..+\.(urls|key|timeout|tries|backoff|workers|limit))"
+)
 SHOWN = ("loss", "reward", "kl", "skipped")  # numbers beside the progress bar
 
 
@@ -249,7 +254,7 @@ def resume(
 
 
 def check_config(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
-    """Checks that a run in this folder has the same config, or moves it aside.
+    """Checks that a run in this folder has the same config but for `MOVABLE`, or moves it aside.
 
     Raises:
       ValueError: when the config changed, listing what.
@@ -264,6 +269,7 @@ def check_config(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
         old = report.flatten(json.loads(path.read_text()))
         now = report.flatten(new)
         changed = [k for k in sorted(old.keys() | now.keys()) if old.get(k) != now.get(k)]
+        changed = [k for k in changed if not MOVABLE.fullmatch(k)]
         if changed:
             rows = "".join(f"\n  {k}: {old.get(k)!r} -> {now.get(k)!r}" for k in changed[:20])
             raise ValueError(
