@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run whose reward server dies: a real server process, killed; groups dropped, stop, resume."""
 
+import json
 import subprocess
 import sys
 import time
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import dit_grpo
+from configs import common, dit_grpo
 from tests.toy import SYSTEM, toy_text
-from thinkgen_jax import checkpoint, logs, parts, rewards, train
+from thinkgen_jax import checkpoint, logs, parts, recipe, rewards, train
 from thinkgen_jax.phases import Phase, Setup
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.steps.state import TrainState
@@ -116,6 +117,36 @@ def test_killed_and_back_loses_groups_and_goes_on(server, tmp_path):
     before = {DEAD: server.kill, DEAD + 2: server.start}
     got, failed = run(server, tmp_path / "run", before, drop_limit=0.5)
     assert failed == [0, 0, 1, 1, 0, 0, 0] and got.min() > 0
+
+
+def test_a_server_may_have_moved_when_a_run_goes_on(tmp_path):
+    """Another address, another patience: the same run. Another judge: another run."""
+    config = dit_grpo.get_config("tiny")
+    where = dict(urls=("http://old:1",), model="m", timeout=5.0)
+    config.plans.dit_grpo.update(common.scoring({"judge": where}, judge=1.0))
+    plain = json.dumps(recipe.plain(config))
+    (tmp_path / train.CONFIG_FILE).write_text(plain)
+    config.plans.dit_grpo.servers.judge.urls = ("http://new:1", "http://new:2")
+    config.plans.dit_grpo.servers.judge.timeout = 9.0
+    config.plans.dit_grpo.drop_limit = 0.75
+    train.check_config(tmp_path, config, fresh=False)
+    config.plans.dit_grpo.servers.judge.model = "n"
+    with pytest.raises(ValueError, match=r"dit_grpo.servers.judge.model: 'm' -> 'n'"):
+        train.check_config(tmp_path, config, fresh=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(url="http://x"), r"servers.judge: urls are needed; unknown \['url'\]"),
+        (dict(model="m"), "servers.judge: urls are needed"),
+        (dict(urls=("http://x",), timeout="9"), "servers.judge: "),
+        (dict(urls=("x",)), "servers.judge: urls = "),
+    ],
+)
+def test_servers_that_are_none_are_told_by_name(given, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.service("judge", given)
 
 
 def test_left_dead_the_run_stops_and_resumes_exactly(server, tmp_path):

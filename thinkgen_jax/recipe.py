@@ -4,6 +4,7 @@
 Nothing below these two files knows a ConfigDict.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -209,13 +210,29 @@ def plan(block: dict) -> SftPlan | RlPlan:
     sets = block.get("sets", {})
     values["sets"] = tuple(PromptSet(**sets[name]) for name in sorted(sets))
     servers = block.get("servers", {}).items()
-    values["servers"] = {name: Service(**_tuples(one)) for name, one in servers}
+    values["servers"] = {name: service(name, _tuples(one)) for name, one in servers}
     values["draw"] = Draw(**{**block["draw"], "guidance": guidance})
     if "token" in values:
         values["token"] = MllmGrpoConfig(**block["token"])
     if "path" in values:
         values["path"] = DitGrpoConfig(guidance=guidance, **block["path"])
     return RlPlan(**values)
+
+
+def service(name: str, values: dict) -> Service:
+    """A block of `servers` as a record.
+
+    Raises:
+      ValueError: for a field that is unknown, missing, of another type or out of range.
+    """
+    known = {field.name for field in dataclasses.fields(Service)}
+    if "urls" not in values or not set(values) <= known:
+        unknown = sorted(set(values) - known)
+        raise ValueError(f"servers.{name}: urls are needed; unknown {unknown} of {sorted(known)}")
+    try:
+        return Service(**values)
+    except (TypeError, ValueError) as err:
+        raise ValueError(f"servers.{name}: {err}") from None
 
 
 def _tuples(block: dict) -> dict:

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 import shutil
 import signal
 import sys
@@ -46,6 +47,10 @@ HOST = flags.DEFINE_integer("host", None, "This host's number from 0, with --coo
 
 CONFIG_FILE = "config.json"
 PLACES = ("mesh.", "arg")  # where a run goes on may differ; its preset is in config.model
+# What may change in a run that goes on: where rewards are asked and how patiently.
+MOVABLE = re.compile(
+    r"plans\.\w+\.(drop_limit|servers\..+\.(urls|key|timeout|tries|backoff|workers|limit))"
+)
 SHOWN = ("loss", "reward", "kl", "skipped")  # numbers beside the progress bar
 
 
@@ -250,7 +255,7 @@ def resume(
 
 
 def check_config(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
-    """Checks that a run in this folder has the same config, or moves it aside.
+    """Checks that a run in this folder has the same config but for `MOVABLE`, or moves it aside.
 
     Raises:
       ValueError: when the config changed, listing what.
@@ -266,6 +271,7 @@ def check_config(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
         now = report.flatten(new)
         keys = [k for k in old.keys() | now.keys() if not k.startswith(PLACES)]
         changed = [k for k in sorted(keys) if old.get(k) != now.get(k)]
+        changed = [k for k in changed if not MOVABLE.fullmatch(k)]
         if changed:
             rows = "".join(f"\n  {k}: {old.get(k)!r} -> {now.get(k)!r}" for k in changed[:20])
             raise ValueError(

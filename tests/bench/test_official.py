@@ -17,7 +17,7 @@ from thinkgen_jax import bench, cli, evaluate, logs, pipeline
 from thinkgen_jax.bench import cvtg, geneval, official, risebench
 from thinkgen_jax.rewards import words
 from thinkgen_jax.rewards.remote import Client, Service
-from thinkgen_jax.structs import Result
+from thinkgen_jax.structs import Params, Result
 
 DOG = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a dog"}
 CUPS = {
@@ -141,6 +141,14 @@ def test_another_copy_or_benchmark_is_refused_the_folder(door, drawn, tmp_path, 
     with pytest.raises(SystemExit):
         door("--benchmark=dpg", "--prompts=dpg", *line[2:])
     assert "(benchmark: 'GenEval (HF detector)' -> 'DPG-Bench" in capsys.readouterr().err
+
+
+def test_weights_are_told_apart():
+    tree = {"a": np.zeros((2, 3, 4), np.float32), "b": np.float32(1)}
+    params = Params(tree, {}, {})
+    same, other = Params(dict(tree), {}, {}), Params({**tree, "a": tree["a"] + 1e-7}, {}, {})
+    assert official.weights_of(params) == official.weights_of(same)
+    assert official.weights_of(params) != official.weights_of(other)
 
 
 def test_all_tags_of_half_the_prompts_are_no_overall(drawn, tmp_path):

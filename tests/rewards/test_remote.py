@@ -120,6 +120,25 @@ def test_rounding_beyond_the_bounds_is_no_lie():
     assert got == pytest.approx([1, 0], abs=1e-6)
 
 
+def test_a_peer_that_hangs_is_not_waited_for_by_everybody():
+    """All tries of the first request run out of time: the second has one, until one is answered."""
+    hangs = [True]
+
+    def answer(path, body, n):
+        time.sleep(0.4 * hangs[0])
+        return 200, {"scores": [0.5, 0.5]}
+
+    with peer(answer) as there, Client("r", service(there.url, timeout=0.1, tries=3)) as client:
+        for tries in (3, 1):
+            with pytest.raises(Failed, match=rf"timed out: .*\({tries} tries\)"):
+                client.score(samples(), **BOUNDS)
+        hangs[0] = False
+    with peer(answer) as there, Client("r", service(there.url, tries=3)) as client:
+        client._hangs = True
+        client.score(samples(), **BOUNDS)
+        assert not client._hangs
+
+
 def test_a_dead_peer_fails_and_says_where():
     with Client("hps", service("http://127.0.0.1:1")) as client:
         with pytest.raises(Failed, match=r"hps: http://127.0.0.1:1/score: .*\(2 tries\)"):

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from thinkgen_jax import logs, pipeline, report
@@ -31,7 +32,7 @@ from thinkgen_jax.data.records import inside
 from thinkgen_jax.pipeline import ThinkGen
 from thinkgen_jax.pipeline.settings import Settings
 from thinkgen_jax.rewards.remote import Client, Failed
-from thinkgen_jax.structs import Request
+from thinkgen_jax.structs import Params, Request
 
 MODES = {True: "think", False: "no-think"}
 RUN, THOUGHTS, ANSWERS = "run.json", "thoughts.jsonl", "answers.jsonl"
@@ -170,6 +171,7 @@ def run(
     tasks = benchmark.read(prompts)
     check(tasks, out)
     asked = {"benchmark": benchmark.title, "prompts": digest(tasks)}
+    asked["weights"] = weights_of(model.params)  # a run's folder holds others after some steps
     tasks = tasks[:limit] if limit else tasks
     scores, notes, shown = {}, [], []
     for thinks in think:
@@ -214,6 +216,15 @@ def digest(tasks: Sequence[Task]) -> str:
     """What tells one copy of the prompts from another: their words, order and sources."""
     said = [(t.key, t.prompt, t.paths, [path.name for path in t.sources]) for t in tasks]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def weights_of(params: Params) -> str:
+    """What tells one set of weights from another: some numbers of every array."""
+    told = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        row = leaf[(0,) * (leaf.ndim - 1)][:64] if leaf.ndim else leaf
+        told.update(np.asarray(row).tobytes())
+    return told.hexdigest()[:16]
 
 
 def claim(folder: Path, made: dict) -> None:

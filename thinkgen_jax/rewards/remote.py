@@ -9,6 +9,8 @@ Two kinds of peers, both spoken to in JSON:
   at the next replica, then with growing pauses. What is left after the last try is `Failed`.
 * Every request has a connection of its own, which is cut at the end of its time: the library's own
   limits start anew with every byte that a slow peer sends.
+* While the last request ended without any answer in time, others ask every replica but once: each
+  of a hundred groups would else wait for all the tries of a server that hangs.
 * An answer is believed only if it is whole: the right count of finite numbers inside the bounds.
 * A refusal that would be repeated (400, 401, 403, 404, 413, 422) is not tried again.
 * Pictures travel as PNG: a reward sees what was drawn, not what JPEG made of it.
@@ -46,6 +48,10 @@ LOCAL = {"all://127.0.0.1": None, "all://localhost": None}  # never through a pr
 
 class Failed(Exception):
     """No usable answer after every try; the message is one line with the cause."""
+
+
+class _Late(ValueError):
+    """A try that ran out of time."""
 
 
 class Unavailable(ValueError):
@@ -96,6 +102,7 @@ class Client:
         self.name = name
         self.service = service
         self._turn, self._closed = itertools.count(), threading.Event()
+        self._hangs = False  # whether the last request ran out of time at every try
         key = os.environ.get(service.key) if service.model else None
         headers = {"accept-encoding": "identity"}  # nothing that unpacks to gigabytes
         headers |= {"authorization": f"Bearer {key}"} if key else {}
@@ -132,19 +139,24 @@ class Client:
         Raises:
           Failed: when no try led to an answer.
         """
-        service, cause = self.service, "no try"
-        first = next(self._turn)
-        for n in range(service.tries):
+        service, cause, late = self.service, "no try", 0
+        first, tries = next(self._turn), self.service.tries
+        tries = min(tries, len(service.urls)) if self._hangs else tries
+        for n in range(tries):
             if n >= len(service.urls):
                 pause = service.backoff * 2 ** (n - len(service.urls))
                 if self._closed.wait(min(pause, LONGEST_PAUSE)):
                     break  # nobody waits for the answer any more
             url = service.urls[(first + n) % len(service.urls)].rstrip("/") + path
             try:
-                return read(_parse(self._exchange(url, payload)))
+                found = read(_parse(self._exchange(url, payload)))
+                self._hangs = False
+                return found
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as err:
                 cause = f"{url}: {_line(err) or type(err).__name__}"
-        raise Failed(f"{self.name}: {cause} ({service.tries} tries)")
+                late += isinstance(err, _Late)
+        self._hangs = late == tries
+        raise Failed(f"{self.name}: {cause} ({tries} tries)")
 
     def score(
         self,
@@ -232,10 +244,10 @@ class Client:
         try:
             return self._receive(url, payload, watch)
         except httpx.HTTPError as err:
-            if time.monotonic() < end:
+            if time.monotonic() < end and not isinstance(err, httpx.TimeoutException):
                 raise
             limit = f"no whole answer within {self.service.timeout:g} s"
-            raise ValueError(f"timed out: {limit}") from err
+            raise _Late(f"timed out: {limit}") from err
         finally:
             timer.cancel()
 
