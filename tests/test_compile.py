@@ -22,9 +22,10 @@ def door(monkeypatch, tmp_path, capsys):
 
     def run(*args):
         out = tmp_path / "found.json"
-        status = 0
+        status, argv = 0, ["compile", *args, f"--json={out}"]
+        monkeypatch.setattr("sys.argv", argv)  # where a config's overrides are looked for
         try:
-            cli.start(compile.FLAGS, compile.run, ["compile", *args, f"--json={out}"])
+            cli.start(compile.FLAGS, compile.run)
         except SystemExit as end:
             status = end.code
         finally:
@@ -133,6 +134,7 @@ def test_search_finds_the_largest_micro_batch_that_fits(monkeypatch, capsys):
         return build.Result(name, fine, *sizes, True, 1.0, bound)
 
     monkeypatch.setattr(build, "compile_program", judged)
+    monkeypatch.setattr(build, "residents", lambda job: {})
     monkeypatch.setattr(slices, "devices", lambda machine: jax.devices()[: machine.count])
     compile.FLAGS(["compile", "--program=mllm_step", f"{JOB}:tiny"])
     config = sepgrpo.get_config("tiny")

@@ -35,16 +35,15 @@ def start(tmp_path):
         address = f"127.0.0.1:{free_port()}"
         for index in range(2):
             command = [sys.executable, "-m", "tests.hosts.worker", address, "2", str(index)]
-            out = (tmp_path / f"out-{index}").open("w")
-            started.append(
-                subprocess.Popen(
+            with (tmp_path / f"out-{index}").open("w") as out:
+                process = subprocess.Popen(
                     [*command, str(tmp_path), mode],
                     cwd=ROOT,
                     env={**os.environ, "JAX_PLATFORMS": "cpu"},
                     stdout=out,
                     stderr=subprocess.STDOUT,
                 )
-            )
+            started.append(process)
         return started
 
     yield both

@@ -28,7 +28,7 @@ def gradients(remat):
         return jnp.sum(jnp.square(hidden)) + jnp.sum(jnp.square(u))
 
     trees = (words, pictures)
-    count = str(jax.make_jaxpr(loss)(trees)).count("checkpoint")
+    count = str(jax.make_jaxpr(loss)(trees)).count("remat")
     return jax.device_get(jax.jit(jax.grad(loss))(trees)), count
 
 

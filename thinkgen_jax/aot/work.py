@@ -76,7 +76,7 @@ def _gathered(job: Job, tree: str) -> float:
     return _held(job, tree) * (1 - 1 / ways)
 
 
-def _sums(job: Job, rows: float, tokens: int) -> float:
+def _sums(job: Job, rows: int, tokens: int) -> float:
     """Bytes of a pass's sums over `tensor`: two for every decoder layer."""
     cfg, tensor = job.parts.system.mllm, job.mesh.shape["tensor"]
     mine = rows / (job.mesh.shape["data"] * job.mesh.shape["fsdp"])
@@ -84,12 +84,12 @@ def _sums(job: Job, rows: float, tokens: int) -> float:
     return 2 * cfg.num_hidden_layers * one
 
 
-def _forward(job: Job, tree: str, total: float, passes: float, sums: float = 0.0) -> Work:
+def _forward(job: Job, tree: str, total: float, passes: int, sums: float = 0.0) -> Work:
     memory, links = passes * HALF * _held(job, tree), passes * HALF * _gathered(job, tree)
     return Work(total, 0.0, memory, links + sums)
 
 
-def _train(job: Job, tree: str, forward: float, passes: float, sums: float = 0.0) -> Work:
+def _train(job: Job, tree: str, forward: float, passes: int, sums: float = 0.0) -> Work:
     """An update from `passes` micro-batches that take `forward` operations in all."""
     again = remat_name(getattr(job.parts.system, tree).remat) != "none"
     each = 3 if again else 2
