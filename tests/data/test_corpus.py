@@ -13,12 +13,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from absl import flags
 
 from tests.data import real
 from thinkgen_jax import logs, parts, phases, recipe, train
-from thinkgen_jax.data import corpus, feeding, images, shards
+from thinkgen_jax.data import builder, corpus, feeding, images, shards
 from thinkgen_jax.data.batches import Shape
 from thinkgen_jax.data.corpus import Corpus, Source
 from thinkgen_jax.hf import assets
@@ -99,7 +101,7 @@ def test_batches_are_the_records(written, shape):
 
 
 def test_every_record_comes_once_an_epoch(written, shape):
-    """In every group."""
+    """Groups of four and two records, in batches of three."""
     made = of(source("jsonl", written["jsonl"]), scales=(0.75,))
     opened = corpus.open_corpus(made, multiple=16, batch=3)
     for number, group in enumerate(opened.groups):
@@ -262,6 +264,18 @@ def test_damaged_pictures_are_skipped_counted_and_listed(tmp_path, shape):
         ('{"instruction": 7, "output_image": "pictures/out1.jpg"}', "instruction is 7, want text"),
         ('{"instruction": "x", "output_image": 7}', "a picture is int"),
         ('{"instruction": "x", "output_image": "pictures/none.png"}', "does not exist"),
+        ('{"instruction": "x", "output_image": "pictures/out1.jpg/a"}', "does not exist"),
+        ('{"instruction": "x", "output_image": "pictures"}', "is no file"),
+        ('{"instruction": "x", "output_image": "' + "a" * 999 + '"}', "cannot be read"),
+        (
+            '{"instruction": "\\ud800", "output_image": "pictures/out1.jpg"}',
+            "half a surrogate pair",
+        ),
+        (
+            '{"instruction": "x", "output_image": "pictures/none.png",'
+            ' "output_size": [Infinity, 1]}',
+            "does not exist",
+        ),
         ('{"instruction": "x", "output_image": "pictures/tiny.png"}', "smaller than the smallest"),
         ('{"instruction": "x", "output_image": "pictures/huge.png"}', "at most 67108864 in all"),
         (
@@ -339,6 +353,66 @@ def test_sources_that_are_not_there_are_one_error(tmp_path, kind, path, words):
     assert path in str(caught.value)
 
 
+def test_a_damaged_tar_is_no_shorter_one(written, tmp_path):
+    """tarfile takes a damaged header for the end."""
+    path = next(Path(written["webdataset"]).parent.glob("s-0.tar"))
+    source = corpus.open_source(Source("webdataset", str(path)))
+    begin = source[3].target.offset - 512
+    whole = path.read_bytes()
+    damaged = whole[:begin] + b"\xff" * 512 + whole[begin + 512 :]
+    for number, data in enumerate((damaged, whole[: begin + 200])):
+        other = tmp_path / f"{number}.tar"
+        other.write_bytes(data)
+        with pytest.raises(ValueError, match=f"damaged header at byte {begin}"):
+            corpus.open_source(Source("webdataset", str(other)))
+
+
+def test_damaged_parts_of_tables_and_array_records_are_skipped(written, tmp_path, shape):
+    """Bytes in the middle: the record, or the group of rows, is broken and the others are not."""
+    path, names = tmp_path / "a.parquet", ["instruction", "output_image", "note"]
+    rows = [["a", "b", "c", "d"], [real.picture(n) for n in range(4)], ["x"] * 4]
+    pq.write_table(pa.table(dict(zip(names, rows, strict=True))), path, row_group_size=2)
+    data = bytearray(path.read_bytes())
+    begin = pq.ParquetFile(path).metadata.row_group(1).column(1).data_page_offset
+    data[begin : begin + 16] = b"\xff" * 16
+    path.write_bytes(data)
+    broken = {}
+    sizes = corpus.measured(corpus.open_source(Source("parquet", str(path))), broken)
+    assert sizes[:2, 0].all() and not sizes[2:].any()
+    assert len(broken) == 2 and all("row group 1 of a.parquet" in why for why in broken.values())
+
+    data = bytearray(Path(written["array_record"]).read_bytes())
+    begin = 2**16  # where a block of the format begins, with a hash of its own
+    data[begin : begin + 24] = b"\xff" * 24
+    path = tmp_path / "a.array_record"
+    path.write_bytes(data)
+    broken = {}
+    sizes = corpus.measured(corpus.open_source(Source("array_record", str(path))), broken)
+    assert len(sizes) == 12 and 0 < len(broken) < 3
+    assert all("cannot be read" in why for why in broken.values())
+
+
+def test_names_that_no_column_has_are_refused(written):
+    """Even of fields that may be missing: edits without their references would be captions."""
+    for kind, columns, words in (
+        ("parquet", (("instruction", "caption"), ("input_images", "none")), "no column 'none'"),
+        ("tfds", (("input_images", "none"),), "no feature for input_images"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            corpus.open_source(Source(kind, written[kind], columns=columns))
+    with pytest.raises(ValueError, match=r"columns: \['inputs'\] are not among the fields"):
+        Source("parquet", "a", columns=(("inputs", "caption"),))
+    with pytest.raises(ValueError, match="jsonl has none"):
+        Source("jsonl", "a", columns=(("instruction", "caption"),))
+
+
+def test_a_data_set_of_the_same_name_is_not_taken_for_this_one(written, tmp_path):
+    source = corpus.open_source(Source("jsonl", written["jsonl"]))
+    (tmp_path / "own" / "1.0.0").mkdir(parents=True)
+    with pytest.raises(ValueError, match="exists; remove it, or choose another name than own"):
+        builder.build(source, tmp_path, name="own", skip=print)
+
+
 @pytest.mark.parametrize("key", ["pythonClassName", "python_class_name"])
 def test_foreign_features_are_never_built(written, tmp_path, key):
     """TFDS would import what a features file names."""
@@ -348,6 +422,10 @@ def test_foreign_features_are_never_built(written, tmp_path, key):
     text = path.read_text().replace("pythonClassName", key, 1)
     wanted = "tensorflow_datasets.core.features."
     path.write_text(text.replace(wanted, "antigravity.core.features.", 1))
+    with pytest.raises(ValueError, match="feature 'antigravity.* is not one of TFDS itself"):
+        corpus.open_source(Source("tfds", str(folder)))
+    legacy = {"type": "antigravity.Features", "content": {}}
+    path.write_text(json.dumps({"type": f"{wanted}x.FeaturesDict", "content": {"a": legacy}}))
     with pytest.raises(ValueError, match="feature 'antigravity.* is not one of TFDS itself"):
         corpus.open_source(Source("tfds", str(folder)))
     with pytest.raises(ValueError, match="no split 'test', only"):
@@ -416,6 +494,11 @@ def test_a_line_of_sources(written, tmp_path):
     assert corpus.parse_sources(folder)[0].kind == "jsonl"
     with pytest.raises(ValueError, match="none does not exist"):
         corpus.parse_sources(f"{folder}/none")
+    with pytest.raises(ValueError, match="weight = 0.0: must be above 0"):
+        corpus.parse_sources(f"{folder}@0")
+    (tmp_path / "a@2").mkdir()
+    (found,) = corpus.parse_sources(f"{tmp_path}/a@2")
+    assert found.path == f"{tmp_path}/a@2" and found.weight == 1.0
 
 
 def test_own_pictures_in_one_line(tmp_path):

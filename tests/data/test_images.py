@@ -186,3 +186,22 @@ def test_damaged_and_giant_files_are_refused(tmp_path):
     bomb = encoded(Image.new("1", (20_000, 20_000)))  # a few kilobytes that would become 1.2 GB
     with pytest.raises(ValueError, match="pixels"):
         open_picture(bomb)
+
+
+def test_whatever_a_decoder_raises_is_one_error():
+    """PIL raises TypeError for a TIFF whose directory ends before its sides."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, format="TIFF")
+    data = bytearray(buffer.getvalue())
+    data[8] = 7  # entries of the directory, of which more are needed
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_picture(bytes(data))
+
+
+def test_formats_that_other_programs_would_run_are_refused():
+    """PIL hands EPS to Ghostscript, whose input is a program."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, format="EPS")
+    for read in (open_picture, images.measure):
+        with pytest.raises(ValueError, match="not a picture that can be read"):
+            read(buffer.getvalue())

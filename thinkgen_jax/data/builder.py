@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A TensorFlow Datasets builder for our records: byte features, which need no TensorFlow.
 
-    builder.build(source, "datasets", name="my_pictures")
+    builder.build(source, "datasets", name="my_pictures", skip=print)
 
 writes `datasets/my_pictures/1.0.0`; `{"kind": "tfds", "path": "datasets/my_pictures/1.0.0"}` reads
 it. Pictures are kept as the bytes of their files and decoded by us.
@@ -74,7 +74,12 @@ def build(
       folder: where data sets lie, `data_dir` in the words of TFDS.
       name: of the data set, lower case with underscores.
       skip: told index and reason of every record that cannot be read.
+
+    Raises:
+      ValueError: when the folder holds a data set of this name already; TFDS would keep that.
     """
     built = Records(source, skip, name=name, data_dir=str(folder))
+    if Path(built.data_path).exists():
+        raise ValueError(f"{built.data_path} exists; remove it, or choose another name than {name}")
     built.download_and_prepare()
     return Path(built.data_path)

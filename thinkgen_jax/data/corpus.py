@@ -10,6 +10,7 @@ in `feeding.py`.
   records stop the run.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from thinkgen_jax.data import buckets, images, records
+from thinkgen_jax.data import buckets, images, packed, records
 from thinkgen_jax.data.buckets import Group
 from thinkgen_jax.data.files import JsonLines, Pictures, Where, cached
 from thinkgen_jax.data.records import Record
@@ -39,6 +40,7 @@ KINDS = {  # what files of these suffixes are
     ".parquet": "parquet",
     ".array_record": "array_record",
 }
+NAMED = ("parquet", "tfds")  # kinds whose fields have names of their own
 MULTIPLE = 16  # sides of shapes, whatever less a system asks for; source: OmniGen2
 SHOWN = 10  # broken records that an error lists
 SIDES = 2 * (1 + records.MAX_REFERENCES)  # of all pictures of a record
@@ -71,6 +73,11 @@ class Source:
             raise ValueError("path is not set: name a file or folder")
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"weight = {self.weight}: must be above 0")
+        if self.columns and self.kind not in NAMED:
+            raise ValueError(f"columns: only {NAMED} have names to map, {self.kind} has none")
+        unknown = sorted({field for field, _ in self.columns} - set(packed.FIELDS))
+        if unknown:
+            raise ValueError(f"columns: {unknown} are not among the fields {packed.FIELDS}")
 
 
 @dataclass(frozen=True)
@@ -128,17 +135,16 @@ def parse_sources(words: str) -> list[Source]:
     """Sources of a line: paths between commas, each with `@weight` or without, kinds guessed.
 
     Raises:
-      ValueError: when a path is missing, or its kind cannot be told.
+      ValueError: when a path is missing, its kind cannot be told, or a weight is not above 0.
     """
     found = []
     for word in words.split(","):
-        path, at, weight = word.strip().rpartition("@")
-        try:
-            found.append(Source(_guess(path), path, float(weight)) if at else None)
-        except ValueError:
-            found.append(None)  # the @ belongs to the path
-        if found[-1] is None:
-            found[-1] = Source(_guess(word.strip()), word.strip())
+        path, weight = word.strip(), 1.0
+        before, at, number = path.rpartition("@")
+        if at and not Path(path).exists():  # else the @ belongs to the path
+            with contextlib.suppress(ValueError):
+                path, weight = before, float(number)
+        found.append(Source(_guess(path), path, weight))
     return found
 
 

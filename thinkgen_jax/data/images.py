@@ -17,6 +17,7 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 2**26  # largest picture that is opened, 8192 x 8192
 MAX_ASPECT = 200  # longest side over shortest
+# Tried for every file, whatever it is called. Not all that PIL knows: it hands EPS to Ghostscript.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Source = str | Path | bytes | Image.Image | np.ndarray
@@ -128,18 +131,24 @@ def _checked(source: str | Path | bytes | Image.Image, limit: int):
             raise ValueError(f"{name} does not exist") from err
         except UnidentifiedImageError as err:
             raise ValueError(f"{name} is not a picture that can be read") from err
-        except (
-            OSError,
-            SyntaxError,
-            EOFError,
-        ) as err:  # what PIL's decoders raise on damaged files
+        except (ValueError, MemoryError):
+            raise
+        except Exception as err:  # PIL's decoders raise nearly anything on damaged files
             raise ValueError(f"{name} cannot be read: {err}") from err
 
 
 def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    return Image.open(file, formats=_formats())
+
+
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that PIL was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _check_size(width: int, height: int, *, name: str, limit: int) -> None:

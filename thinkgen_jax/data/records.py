@@ -12,6 +12,7 @@ Source: OmniGen2 training code (record format).
 """
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,10 @@ def _text(fields: Mapping, key: str, default: str | None = None) -> str:
             raise ValueError(f"{key} is not UTF-8") from err
     if not isinstance(value, str):
         raise ValueError(f"{key} is {value!r:.40}, want text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as err:  # JSON can spell what is no character
+        raise ValueError(f"{key} is {value!r:.40}, which holds half a surrogate pair") from err
     return value
 
 
@@ -125,7 +130,7 @@ def _sizes(fields: Mapping, references: int) -> tuple[Size, ...]:
         rest = fields.get("input_sizes")
         found = [fields["output_size"], *(rest if rest is not None else ())]
         known = tuple((int(height), int(width)) for height, width in found)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return ()  # they are measured, then
     return known if len(known) == references + 1 else ()
 
@@ -163,15 +168,19 @@ def read(span: Span, count: int) -> bytes:
     """The first `count` bytes of a span.
 
     Raises:
-      ValueError: when the file ends before.
+      ValueError: when they are too many, cannot be read, or the file ends before.
     """
     count = min(count, span.length)
+    if count > MAX_BYTES:
+        raise ValueError(f"{span.path.name} has a part of {count} bytes, at most {MAX_BYTES}")
     try:
         with span.path.open("rb") as file:
             file.seek(span.offset)
             data = file.read(count)
     except FileNotFoundError as err:
         raise ValueError(f"{span.path.name} does not exist") from err
+    except OSError as err:
+        raise ValueError(f"{span.path.name} cannot be read: {err.strerror}") from err
     if len(data) < count:
         raise ValueError(f"{span.path.name} ends {count - len(data)} bytes too early")
     return data
@@ -180,9 +189,14 @@ def read(span: Span, count: int) -> bytes:
 def _nbytes(blob: Blob) -> int:
     if isinstance(blob, Path):
         try:
-            return blob.stat().st_size
-        except FileNotFoundError as err:
+            found = blob.stat()
+        except (FileNotFoundError, NotADirectoryError) as err:
             raise ValueError(f"picture {blob.name!r} does not exist") from err
+        except OSError as err:  # a name too long, a folder that may not be entered
+            raise ValueError(f"picture {blob.name!r:.99} cannot be read: {err.strerror}") from err
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"picture {blob.name!r} is no file")
+        return found.st_size
     return blob.length if isinstance(blob, Span) else len(blob)
 
 

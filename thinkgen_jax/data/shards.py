@@ -33,6 +33,7 @@ from thinkgen_jax.data.records import Record, Span
 
 FIELDS, CAPTION, TARGET, REFERENCE = 0, 1, 2, 3  # what a member of a tar is; references count on
 GROUP_BYTES = 2**30  # largest row group of a Parquet file, all of which is read for one row
+NEEDED = ("instruction", "output_image")  # others may be missing, unless `columns` names them
 GROUPS_HELD = 4  # row groups of a Parquet source that are kept decoded
 
 
@@ -95,7 +96,11 @@ class Tars:
 
 
 def _files(tar: tarfile.TarFile):
-    """(sample, kind, offset, length) of the members that mean something."""
+    """(sample, kind, offset, length) of the members that mean something.
+
+    Raises:
+      tarfile.TarError: when the file is damaged or cut short.
+    """
     for member in tar:
         tar.members = []  # or tarfile would remember all of them
         if member.isreg():
@@ -104,6 +109,10 @@ def _files(tar: tarfile.TarFile):
             kind = _kind(rest.lower())
             if kind is not None:
                 yield f"{folder}/{stem}", kind, member.offset_data, member.size
+    # At a damaged header tarfile stops as it does at the end, which is zeros or that of the file.
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
 
 
 def _kind(rest: str) -> int | None:
@@ -140,7 +149,7 @@ class Tables:
                     self._check(path, file.schema_arrow.names)
                     about = file.metadata
                     found = [about.row_group(g) for g in range(about.num_row_groups)]
-            except pa.ArrowException as err:
+            except (pa.ArrowException, OSError) as err:
                 raise ValueError(f"{path} is no Parquet file: {err}") from err
             for group, row_group in enumerate(found):
                 if row_group.total_byte_size > GROUP_BYTES:
@@ -154,7 +163,7 @@ class Tables:
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
 
     def _check(self, path: Path, names: list[str]) -> None:
-        for field in ("instruction", "output_image"):
+        for field in dict.fromkeys((*NEEDED, *self._names)):
             column = self._names.get(field, field)
             if column not in names:
                 raise ValueError(f"{path} has no column {column!r} for {field}, only {names}")
@@ -185,9 +194,12 @@ class Tables:
         if group not in self._held:
             path, number = self._groups[group]
             wanted = {self._names.get(field, field) for field in packed.FIELDS}
-            with pq.ParquetFile(path) as file:
-                names = [name for name in file.schema_arrow.names if name in wanted]
-                self._held[group] = file.read_row_group(number, columns=names)
+            try:
+                with pq.ParquetFile(path) as file:
+                    names = [name for name in file.schema_arrow.names if name in wanted]
+                    self._held[group] = file.read_row_group(number, columns=names)
+            except (pa.ArrowException, OSError) as err:
+                raise ValueError(f"row group {number} of {path.name} is damaged: {err}") from err
         self._held.move_to_end(group)
         table = self._held[group]
         while len(self._held) > GROUPS_HELD:
@@ -225,7 +237,7 @@ class ArrayRecords:
         return f"{self.paths[0].name}:{index}"
 
     def __getitem__(self, index: int) -> Record:
-        return records.from_fields(packed.unpack(self._data[index]), self.name(index))
+        return records.from_fields(packed.unpack(element(self._data, index)), self.name(index))
 
     def __reduce__(self):
         return ArrayRecords, (self.where,)
@@ -243,6 +255,18 @@ def opened(paths: list[Path]) -> array_record_data_source.ArrayRecordDataSource:
     except (ValueError, RuntimeError) as err:
         raise ValueError(f"{paths[0]} is no ArrayRecord file: {err}") from err
     return data
+
+
+def element(data, index: int):
+    """One element of an open data source of ArrayRecord files.
+
+    Raises:
+      ValueError: when its part of the file is damaged.
+    """
+    try:
+        return data[index]
+    except (RuntimeError, OSError) as err:
+        raise ValueError(f"cannot be read: {err}") from err
 
 
 class Tfds:
@@ -272,7 +296,7 @@ class Tfds:
         self.key = key_of("tfds", [*about, *files], where.split, where.columns)
         self._names = dict(where.columns)
         kinds = built.info.features
-        for field in ("instruction", "output_image"):
+        for field in dict.fromkeys((*NEEDED, *self._names)):
             if self._names.get(field, field) not in kinds:
                 raise ValueError(f"{where.path} has no feature for {field}, only {sorted(kinds)}")
         raw = {
@@ -290,7 +314,7 @@ class Tfds:
         return f"{self.where.split}:{index}"
 
     def __getitem__(self, index: int) -> Record:
-        example = self._data[index]
+        example = element(self._data, index)
         names = {field: self._names.get(field, field) for field in packed.FIELDS}
         fields = {field: example[name] for field, name in names.items() if name in example}
         if isinstance(fields.get("input_images"), np.ndarray):
@@ -317,13 +341,16 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _class_names(node):
-    """Every class that a features file names, in either spelling that is read."""
+    """Every class that a features file names, in all spellings that are read."""
     if isinstance(node, list):
         for child in node:
             yield from _class_names(child)
     elif isinstance(node, dict):
         for key, child in node.items():
-            if key in ("pythonClassName", "python_class_name"):
+            # "type" is the older spelling; where it is no text, it is a feature called so.
+            if key in ("pythonClassName", "python_class_name") or (
+                key == "type" and isinstance(child, str)
+            ):
                 yield child
             else:
                 yield from _class_names(child)
