@@ -34,7 +34,11 @@ def test_encodings_are_what_the_step_would_have_made(tmp_path, monkeypatch):
     (tmp_path / "a_cat_3.png").write_bytes(whole[: len(whole) // 2])
     config, out = config_of(tmp_path), tmp_path / "coded"
     how = dict(batch=2, shard=2, dtype="float32")
-    assert precompute.encode(config, out, **how) == 3
+    strict = config_of(tmp_path)
+    strict.plans.flow_sft.corpus.broken = 0.1
+    with pytest.raises(ValueError, match="1 of 4 records cannot be used, more than the share 0.1"):
+        precompute.encode(strict, out, **how)
+    assert precompute.encode(config, out, **how) == 3  # with a higher limit it goes on
     assert list(encoded.read_json(out / "skipped.json")) == ["a_cat_3.png"]
 
     # The same again changes nothing; a lost shard alone is made again, and equal.

@@ -52,6 +52,10 @@ DTYPE = flags.DEFINE_enum(
 )
 
 
+# Fields of a corpus that say nothing about an element; `content` stands for the sources.
+FREE = ("sources", "broken")
+
+
 class Task(NamedTuple):
     """One shard to write: some records of one group and source."""
 
@@ -107,7 +111,7 @@ def encode(config: ConfigDict, out: Path, *, batch: int, shard: int, dtype: str)
             "content": feeding.content(opened),
             "start": {t: v for t, v in starts.sources(config).items() if t != "dit"},
             "marker": built.text.marker,
-            "corpus": {k: v for k, v in dataclasses.asdict(plan.corpus).items() if k != "sources"},
+            "corpus": {k: v for k, v in dataclasses.asdict(plan.corpus).items() if k not in FREE},
             "seed": config.seed,
             "dtype": dtype,
             "shard": shard,

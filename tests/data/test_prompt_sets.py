@@ -82,7 +82,7 @@ def test_our_own_lines_come_back_as_they_were_written(tmp_path):
     (tmp_path / "in.png").write_bytes(real.picture(1))
     items = [
         PromptItem("one", "edit", "makes é", (tmp_path / "in.png",), {"target": "x", "n": 2}, "t"),
-        PromptItem("two", "reasoning", "a riddle"),
+        PromptItem("two", "reasoning", "a\u2028riddle\x85" + "!"),
     ]
     prompt_sets.write(tmp_path / "own.jsonl", items)
     assert prompt_sets.read(PromptSet("jsonl", str(tmp_path / "own.jsonl"))) == items
@@ -121,6 +121,9 @@ def test_missing_empty_and_foreign_sets_are_refused(tmp_path):
         PromptSet("csv", "a")
     with pytest.raises(ValueError, match="scenario of a is not set"):
         PromptSet("geneval", "a")
+    line = {"scenario": "edit", "prompt": "x", "images": ["\ud800.png"]}
+    with pytest.raises(ValueError, match="item 1: .* surrogates not allowed"):
+        prompt_sets.read(PromptSet("jsonl", lines(tmp_path / "b.jsonl", line)))
     line = {"scenario": "edit", "prompt": "x", "images": ["../a.png"]}
     with pytest.raises(PermissionError, match="item 1: .* leads out of the data root"):
         prompt_sets.read(PromptSet("jsonl", lines(tmp_path / "b.jsonl", line)))
@@ -131,6 +134,10 @@ def test_prompts_of_evaluations_are_taken_out_and_reported():
     items = [PromptItem(f"i{n}", "composition", w) for n, w in enumerate(words)]
     edits = [PromptItem(f"e{n}", "edit", "make it red", (b"x",)) for n in range(2)]
     asked = {"one": ["a photo of a cup", "a photo of a dog"], "two": ["a photo of a dog", "x"]}
+    kept, _ = prompt_sets.separate([*edits, PromptItem("t", "text", "make it red")], {})
+    assert len(kept) == 3  # an edit is another prompt than its words alone
+    signs = [PromptItem(sign, "text", sign) for sign in ("\U0001f408", "\U0001f415", "?!")]
+    assert prompt_sets.separate(signs, {"one": ["!?"]})[0] == signs
     kept, report = prompt_sets.separate([*items, *edits], asked)
     assert [item.id for item in kept] == ["i2", "i4", "e0", "e1"]
     assert report == {

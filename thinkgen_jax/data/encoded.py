@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, UInt16
 
 from thinkgen_jax.data import packed
-from thinkgen_jax.data.shards import opened
+from thinkgen_jax.data.shards import element_at, opened
 from thinkgen_jax.data.sources import generator
 from thinkgen_jax.structs import Condition, EncodedBatch, Packed
 
@@ -142,14 +142,14 @@ def begin(folder: Path, meta: Mapping) -> None:
 
 def finish(folder: Path, names: Sequence[str], groups: Sequence[int]) -> int:
     """Writes the index, rows (shard, place, group); returns the number of elements."""
-    rows = []
-    for number, (name, group) in enumerate(zip(names, groups, strict=True)):
-        count = read_json(folder / f"{name}.json")["count"]
-        rows += [(number, place, group) for place in range(count)]
+    counts = [read_json(folder / f"{name}.json")["count"] for name in names]
+    shard = np.repeat(np.arange(len(names)), counts)
+    places = np.concatenate([np.arange(0), *map(np.arange, counts)])
+    rows = np.stack([shard, places, np.repeat(groups, counts)], axis=1).astype(np.int64)
     write_json(folder / "shards.json", list(names))
     part = folder / f"{INDEX}.part"
     with part.open("wb") as file:
-        np.save(file, np.asarray(rows, np.int64).reshape(-1, 3))
+        np.save(file, rows)
     part.replace(folder / INDEX)
     return len(rows)
 
@@ -173,14 +173,23 @@ class Encodings:
         self.index = np.load(self.folder / INDEX)
         if not len(self.index):
             raise ValueError(f"corpus.encoded = {folder} is empty")
-        names = read_json(self.folder / "shards.json")
-        self._shards = [opened([self.folder / f"{name}.array_record"]) for name in names]
+        self._names = read_json(self.folder / "shards.json")
+        self._shards = [opened([self.folder / f"{name}.array_record"]) for name in self._names]
         null = opened([self.folder / NULL])
         self.null = [unpack(null[i]).states for i in range(len(null))]
 
     def __getitem__(self, row: int) -> Element:
-        shard, place, _ = self.index[row]
-        return unpack(self._shards[shard][int(place)])
+        """One element.
+
+        Raises:
+          ValueError: when it is damaged, naming its file.
+        """
+        shard, place, _ = self.index[row].tolist()
+        try:
+            return unpack(element_at(self._shards[shard], place))
+        except ValueError as err:
+            name = f"{self._names[shard]}.array_record"
+            raise ValueError(f"corpus.encoded: {self.folder / name}, {place}: {err}") from err
 
     def __reduce__(self):
         return Encodings, (str(self.folder),)

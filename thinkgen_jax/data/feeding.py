@@ -11,6 +11,7 @@ Source: OmniGen2 training code (caption clean-up, dropping).
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -79,11 +80,12 @@ def streams(
     found = []
     for place, group in enumerate(opened.groups):
         parts = corpus.parts(opened.firsts, group)
+        bare = replace(group, rows=group.rows[:0])  # workers get copies, and `parts` is enough
         example = partial(
             make_example,
             sources=opened.sources,
             parts=parts,
-            group=group,
+            group=bare,
             seed=shape.seed,
             stream=place,
             drop=drop,
@@ -91,7 +93,7 @@ def streams(
             taken=(*TAKEN, shape.text.marker),
         )
         rows = _picks(parts, opened.shares[place], seed=shape.seed + place).map_with_index(example)
-        collate = partial(flow_batch, group=group, text=shape.text, length=made.length, plain=plain)
+        collate = partial(flow_batch, group=bare, text=shape.text, length=made.length, plain=plain)
         batch = rows.batch(size // hosts, drop_remainder=True, batch_fn=collate)
         found.append(batch[number::hosts])
     return found
@@ -214,7 +216,8 @@ def token_row(text: Text, words: str, pictures: int, length: int, *, plain: bool
     tokens = text.encode(words)
     kept = min(len(tokens), len(tokens) - -(-(len(row) - length) // 2))
     while kept > 0:
-        row = text.pseudo(text.decode(tokens[:kept]), images=pictures)
+        # A cut inside a character leaves the sign for one that cannot be read.
+        row = text.pseudo(text.decode(tokens[:kept]).rstrip("\ufffd"), images=pictures)
         if len(row) <= length:
             return row
         kept -= 1
@@ -238,11 +241,11 @@ class Feed:
 
     def __next__(self):
         batch, skipped = next(self.iterator)
-        for name, why in skipped:
-            if name not in self.known and name not in self.found:
-                self.found[name] = why
-                self._news.append((name, why))
-        corpus.check_broken(self.broken, self.total, self.limit)
+        new = {n: why for n, why in skipped if n not in self.known and n not in self.found}
+        if new:
+            self.found.update(new)
+            self._news.extend(new.items())
+            corpus.check_broken(self.broken, self.total, self.limit)
         return batch
 
     @property

@@ -8,6 +8,7 @@ on. It travels to other processes as the call that opened it.
 * In a folder `cat.png` is described by `cat.txt`, or by its own name: "cat".
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -82,6 +83,8 @@ def cached(key: str, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
                 np.save(file, array)
             part.replace(path)  # whole or not at all, whoever else writes it
         except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)  # of a disk that is full
             return array
     # An empty array cannot be mapped.
     return np.load(path, mmap_mode="r") if path.stat().st_size > 2**16 else np.load(path)

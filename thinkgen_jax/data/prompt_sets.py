@@ -105,7 +105,9 @@ def read(source: PromptSet) -> list[PromptItem]:
         try:
             found.append(_item({"scenario": source.scenario, **fields}, name, root))
         except (ValueError, PermissionError) as err:
-            raise type(err)(f"prompt set {source.path}, item {place}: {err}") from err
+            # A UnicodeError is a ValueError that is not made of one string.
+            kind = PermissionError if isinstance(err, PermissionError) else ValueError
+            raise kind(f"prompt set {source.path}, item {place}: {err}") from err
     if not found:
         raise ValueError(f"prompt set {source.path} is empty")
     return found
@@ -152,7 +154,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
         raise ValueError(f"prompt set {path} is not UTF-8") from err
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: JSON may hold U+2028 and its like as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line.strip()
 
@@ -199,7 +202,7 @@ def _flow_grpo(path: Path) -> Found:
 def _verl(path: Path) -> Found:
     try:
         rows = pq.read_table(path).to_pylist()
-    except pa.ArrowException as err:
+    except (pa.ArrowException, OSError) as err:
         raise ValueError(f"prompt set {path} is no Parquet file: {err}") from err
     for number, row in enumerate(rows, start=1):
         words = row.get("prompt", row.get("problem"))
@@ -223,9 +226,12 @@ READERS = {"geneval": _geneval, "flow_grpo": _flow_grpo, "verl": _verl, "jsonl":
 
 
 def normal(prompt: str) -> str:
-    """What is compared: letters and digits of the words, without case, width and accents' form."""
+    """What is compared: letters and digits of the words, without case, width and accents' form.
+
+    Signs are compared where there is nothing else.
+    """
     words = unicodedata.normalize("NFKC", prompt).casefold()
-    return " ".join(re.findall(r"\w+", words))
+    return " ".join(re.findall(r"\w+", words)) or words.strip()
 
 
 def asked(path: str | Path) -> list[str]:
@@ -281,10 +287,11 @@ def separate(
             taken[name].append(f"{item.id}: {item.prompt}")
         if homes:
             continue
-        if words in seen and not item.images:
-            doubles += 1
-            continue
-        seen.add(words)
+        if not item.images:
+            if words in seen:
+                doubles += 1
+                continue
+            seen.add(words)
         kept.append(item)
     report = {
         "read": len(items),

@@ -237,7 +237,7 @@ class ArrayRecords:
         return f"{self.paths[0].name}:{index}"
 
     def __getitem__(self, index: int) -> Record:
-        return records.from_fields(packed.unpack(element(self._data, index)), self.name(index))
+        return records.from_fields(packed.unpack(element_at(self._data, index)), self.name(index))
 
     def __reduce__(self):
         return ArrayRecords, (self.where,)
@@ -257,7 +257,7 @@ def opened(paths: list[Path]) -> array_record_data_source.ArrayRecordDataSource:
     return data
 
 
-def element(data, index: int):
+def element_at(data, index: int):
     """One element of an open data source of ArrayRecord files.
 
     Raises:
@@ -314,7 +314,7 @@ class Tfds:
         return f"{self.where.split}:{index}"
 
     def __getitem__(self, index: int) -> Record:
-        example = element(self._data, index)
+        example = element_at(self._data, index)
         names = {field: self._names.get(field, field) for field in packed.FIELDS}
         fields = {field: example[name] for field, name in names.items() if name in example}
         if isinstance(fields.get("input_images"), np.ndarray):
