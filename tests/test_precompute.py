@@ -52,23 +52,11 @@ def test_encodings_are_what_the_step_would_have_made(tmp_path, monkeypatch):
         precompute.encode(config, out, **{**how, "dtype": "bfloat16"})
 
     # Read again: the batches of the corpus, encoded.
-    (plan,) = dict(recipe.plans(config)).values()
-    system = starts.system_of(config)
-    built = parts.build(system, assets.load_text(parts.ASSETS, system))
     (tmp_path / "a_cat_3.png").unlink()
-    shape = Shape(built.text, None, config.seed)
-    with jax.set_mesh(sharding.make_mesh()):
-        quiet = logs.setup()
-        frozen = {t: starts.tree_params(config, system, t, quiet) for t in ("mllm", "vae")}
-    feed, mean = feeding.feed(
-        plan.corpus, shape, multiple=16, tokens=system.multiple, size=2, drop=0.0
-    )
     found = encoded.Encodings(str(out))
+    made, mean = encoded_live(config, 3)  # twice all records
     assert encoded.mean_tokens(found) == mean
     (data,), _ = encoded.streams(found, size=2, drop=0.0, seed=config.seed)
-    frame = len(built.text.pseudo(""))
-    run = jax.jit(lambda batch: flow_sft.encode(built.encoder, frozen, batch, frame=frame))
-    made = [jax.device_get(run(next(feed))) for _ in range(3)]  # twice all records
     tokens, states, segments = (
         np.concatenate(arrays)
         for arrays in zip(*((m.target.tokens, *m.condition) for m in made), strict=True)
@@ -89,6 +77,21 @@ def test_encodings_are_what_the_step_would_have_made(tmp_path, monkeypatch):
     monkeypatch.setattr(starts, "tree_params", only_dit(starts.tree_params))
     rows = logs.read_metrics(train.run(config, tmp_path / "run"))
     assert len(rows) == 2 and all(np.isfinite(row["flow_sft/loss"]) for row in rows)
+
+
+def encoded_live(config, count):
+    """What a step would make of the corpus' first batches of two, and mean tokens of a picture."""
+    (plan,) = dict(recipe.plans(config)).values()
+    system = starts.system_of(config)
+    built = parts.build(system, assets.load_text(parts.ASSETS, system))
+    with jax.set_mesh(sharding.make_mesh()):
+        quiet = logs.setup()
+        frozen = {t: starts.tree_params(config, system, t, quiet) for t in ("mllm", "vae")}
+    shape, sizes = Shape(built.text, None, config.seed), dict(multiple=16, tokens=system.multiple)
+    feed, mean = feeding.feed(plan.corpus, shape, **sizes, size=2, drop=0.0)
+    frame = len(built.text.pseudo(""))
+    run = jax.jit(lambda batch: flow_sft.encode(built.encoder, frozen, batch, frame=frame))
+    return [jax.device_get(run(next(feed))) for _ in range(count)], mean
 
 
 def only_dit(real_params):
