@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints launch/README.md's tables from what `launch/topologies.sh` kept.
+"""Prints what `launch/topologies.sh` kept as tables, for launch/README.md.
 
 python -m launch.topologies
 """

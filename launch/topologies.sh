@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Compiles the released system's recipes for slices of TPUs and keeps the numbers in
-# launch/topologies/<recipe>-<slice>.json, from which launch/README.md's table is made.
+# launch/topologies/<recipe>-<slice>.json; `python -m launch.topologies` prints them as tables.
 #
 #   launch/topologies.sh [--dry-run] [SLICE ...]       e.g. launch/topologies.sh v5p-64
 #
