@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door that compiles for machines that are not there: what it refuses, verdicts, search."""
+"""The door that compiles for machines that are not there; small programs for real ones."""
 
 import json
 
@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from configs import sepgrpo
-from thinkgen_jax import cli, compile
-from thinkgen_jax.aot import build, slices
+from thinkgen_jax import cli, compile, sharding
+from thinkgen_jax.aot import build, programs, slices, work
 
 JOB = "--config=configs/sepgrpo.py"
 
@@ -37,6 +37,45 @@ def door(monkeypatch, tmp_path, capsys):
     yield run
 
 
+def needs_compiler():
+    return pytest.importorskip("libtpu", reason="launch/requirements-tpu.txt is not installed")
+
+
+def test_every_program_of_the_main_job_compiles_for_a_slice(door):
+    needs_compiler()
+    with jax.default_matmul_precision("default"):  # the kernels know no exact bfloat16 products
+        status, found, printed = door(
+            f"{JOB}:tiny",
+            "--topology=v5e-4",
+            "--mesh=fsdp=2,tensor=2",
+            "--quick",
+            "--config.thought_tokens=128",
+            "--config.remat=full",
+            "--config.dtype=bfloat16",
+        )
+    assert status == 0, printed
+    results = {one["program"]: one for one in found["programs"]}
+    wanted = programs.PROGRAMS["mllm_grpo"] | programs.PROGRAMS["dit_grpo"]
+    assert set(results) == set(wanted)
+    for one in results.values():
+        assert one["verdict"] == build.FITS and 0 < one["peak"] < 1
+    for name in ("logprobs", "mllm_step", "dit_step", "paths", "draw"):
+        assert results[name]["text"]["attention_kernels"] > 0, name
+    assert "all-gather" in results["dit_step"]["text"]["collectives"]
+    assert "FITS" in printed.out and "estimate, not measured" in printed.out
+
+
+def test_what_does_not_fit_is_told(door):
+    """The released system on four small chips: its trees alone are 200 GB."""
+    needs_compiler()
+    status, found, printed = door(
+        f"{JOB}:thinkgen", "--topology=v5e-4", "--mesh=fsdp=4", "--program=prefill"
+    )
+    assert status == 1 and found["verdict"] == build.TOO_BIG
+    assert sum(found["residents"].values()) > found["usable"]
+    assert "DOES NOT FIT" in printed.out
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -56,6 +95,31 @@ def test_verdicts():
     assert build.verdict(9.1, 10.0) == build.TIGHT
     assert build.verdict(10.1, 10.0) == build.TOO_BIG
     assert build.verdict(None, 10.0) == build.TOO_BIG
+
+
+def job(mesh, **changes):
+    config = sepgrpo.get_config("thinkgen")
+    with config.unlocked():
+        config.update(changes)
+    return compile.job_of(config, slices.parse("v5p-8"), mesh)
+
+
+def test_the_whole_released_job_traces_from_shapes_alone():
+    """8.8 B and 4.0 B parameters, 1,024 and 1,536 rows of rollouts; no array is made."""
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    with jax.set_mesh(mesh):
+        made = job(mesh)
+        held = build.residents(made)
+        total = 4 * (8_767_123_696 + 3_982_838_840)
+        # Parameters and two moments, once more the parameters for the references; norms are whole.
+        assert sum(held.values()) == pytest.approx(4 * total / 8 / build.GIB, rel=0.03)
+        for name, make in programs.table(made).items():
+            program = make()
+            traced = program.function.trace(*program.args, **program.kwargs)
+            assert traced.jaxpr.jaxpr.eqns, name
+            least = work.WORK[name](made, programs.phase_of(made, name))
+            assert least.flops > 1e12 and least.memory > 0
+            assert build.nbytes(program.loose) < 8 * build.GIB
 
 
 def test_search_finds_the_largest_micro_batch_that_fits(monkeypatch, capsys):

@@ -134,9 +134,7 @@ def test_the_rules_of_the_house_place_a_whole_tree(tmp_path):
     tree = streams.load(entries, table, shapes, dtype="bfloat16", place=place)
     want = {k: x.astype(BF16) for k, x in flatten(to_jax(tensors, table, shapes)).items()}
     assert_trees_equal(tree, want)
-    assert flatten(tree)["layers/attn/to_q/kernel"].sharding.spec == P(
-        None, ("fsdp", "tensor"), None, None
-    )
+    assert flatten(tree)["layers/attn/to_q/kernel"].sharding.spec == P(None, "fsdp", None, "tensor")
 
 
 def test_a_stack_of_mixed_kinds_takes_the_widest():
