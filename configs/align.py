@@ -61,19 +61,9 @@ def released(config) -> None:
     config.steps = 15_000  # a guess: 10 to 20 thousand; nobody tells
     config.image_size = 512  # side of what `compile` takes every picture for
     # 512: a guess. 512 x 512 pixels at most: paper. The mix is not told and taken from stage 2.
-    config.plans = common.flow(512, {}, common.paper(512 * 512))
-    config.plans.flow_sft.drop = 0.1  # a guess; OmniGen2 fine-tunes with 1e-4
-    config.plans.flow_sft.workers = 32  # a guess; `python -m launch.feeding` measures the need
+    config.plans = common.released_flow(512, common.paper(512 * 512))
     config.optim.dit = common.optim(
         lr=1e-4,  # a guess: 21 M fresh parameters before a frozen network
-        schedule="constant",  # OmniGen2
-        warmup_steps=500,  # OmniGen2
-        b1=0.9,  # OmniGen2
-        b2=0.95,  # OmniGen2
-        eps=1e-8,  # OmniGen2
-        weight_decay=0.01,  # OmniGen2
-        clip_norm=1.0,  # OmniGen2
         trainable=CONNECTOR,  # paper: the connector; prepadding states inferred from its ablation
-        ema_decay=None,  # OmniGen2: none
         accumulate=2,  # what launch/README.md shows to fit
     )

@@ -83,7 +83,10 @@ def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> C
 
 
 def optim(**changes) -> ConfigDict:
-    """AdamW as OmniGen2 fine-tunes, or Muon; see thinkgen_jax/optim.py for every field."""
+    """AdamW, or Muon; see thinkgen_jax/optim.py for every field.
+
+    Schedule, warm-up, betas, epsilon, decay, clipping and no running average are OmniGen2's.
+    """
     block = ConfigDict(
         dict(
             method="adamw",
@@ -185,6 +188,14 @@ def flow(batch: int, streams: dict[str, dict], pictures: dict | None = None) -> 
             workers=0,
         )
     )
+
+
+def released_flow(batch: int, pictures: dict) -> dict:
+    """Plans of a supervised stage at released size."""
+    plans = flow(batch, {}, pictures)
+    plans["flow_sft"]["drop"] = 0.1  # a guess; OmniGen2 fine-tunes with 1e-4
+    plans["flow_sft"]["workers"] = 32  # a guess; `python -m launch.feeding` measures the need
+    return plans
 
 
 def draw(

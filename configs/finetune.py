@@ -52,19 +52,10 @@ def released(config) -> None:
     """Stage 3 at released size."""
     config.steps = 4_000  # 0.7 M pictures (paper) one and a half times, by the batch; a guess
     # 256: a guess. 1024 x 1024 pixels at most, 0.7 M pictures of high quality: paper.
-    config.plans = common.flow(256, {}, common.paper(1024 * 1024, quality=True))
-    config.plans.flow_sft.drop = 0.1  # a guess; OmniGen2 fine-tunes with 1e-4
-    config.plans.flow_sft.workers = 32  # a guess; `python -m launch.feeding` measures the need
+    config.plans = common.released_flow(256, common.paper(1024 * 1024, quality=True))
     config.optim.dit = common.optim(
         lr=2e-5,  # a guess: a fifth of stage 2's
         schedule="cosine",  # a guess
         total_steps=config.steps,
         final_fraction=0.1,  # a guess
-        warmup_steps=500,  # OmniGen2
-        b1=0.9,  # OmniGen2
-        b2=0.95,  # OmniGen2
-        eps=1e-8,  # OmniGen2
-        weight_decay=0.01,  # OmniGen2
-        clip_norm=1.0,  # OmniGen2
-        ema_decay=None,  # OmniGen2: none
     )

@@ -37,20 +37,11 @@ def released(config) -> None:
     config.steps = 60_000  # 60 M pictures (paper) once, by the batch
     config.image_size = 512  # side of what `compile` takes every picture for
     # 1024: a guess. 512 x 512 pixels: a guess, nobody tells; 54 M captions and 6 M edits: paper.
-    config.plans = common.flow(1024, {}, common.paper(512 * 512))
-    config.plans.flow_sft.drop = 0.1  # a guess; OmniGen2 fine-tunes with 1e-4
-    config.plans.flow_sft.workers = 32  # a guess; `python -m launch.feeding` measures the need
+    config.plans = common.released_flow(1024, common.paper(512 * 512))
     config.optim.dit = common.optim(
         lr=1e-4,  # a guess
         schedule="cosine",  # a guess; OmniGen2 fine-tunes at a constant rate
         total_steps=config.steps,
         final_fraction=0.1,  # a guess: down to 1e-5
-        warmup_steps=500,  # OmniGen2
-        b1=0.9,  # OmniGen2
-        b2=0.95,  # OmniGen2
-        eps=1e-8,  # OmniGen2
-        weight_decay=0.01,  # OmniGen2
-        clip_norm=1.0,  # OmniGen2
-        ema_decay=None,  # OmniGen2: none
         accumulate=4,  # what launch/README.md shows to fit
     )

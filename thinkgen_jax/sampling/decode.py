@@ -223,9 +223,14 @@ def joined_length(prompt: Prompt, decoded: Decoded) -> int:
 
 @jax.jit
 def _counts(prompt: Prompt, decoded: Decoded) -> Int[Array, "B"]:
+    return sharding.whole(sum(_lengths(prompt, decoded)))
+
+
+def _lengths(prompt: Prompt, decoded: Decoded) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
+    """Tokens that each row of `decoded` has read and written."""
+    read = jnp.sum(prompt.segments > 0, axis=1)
     group = decoded.ids.shape[0] // prompt.ids.shape[0]
-    read = jnp.repeat(jnp.sum(prompt.segments > 0, axis=1), group)
-    return sharding.whole(read + jnp.sum(decoded.segments > 0, axis=1))
+    return jnp.repeat(read, group), jnp.sum(decoded.segments > 0, axis=1)
 
 
 @partial(jax.jit, static_argnames="length")
@@ -237,12 +242,10 @@ def join(prompt: Prompt, decoded: Decoded, *, length: int | None = None) -> Prom
     Args:
       length: of the rows, at least what the longest needs; None holds anything.
     """
-    group = decoded.ids.shape[0] // prompt.ids.shape[0]
-    prompt = _repeat(prompt, group)
+    read, written = (count[:, None] for count in _lengths(prompt, decoded))
+    prompt = _repeat(prompt, decoded.ids.shape[0] // prompt.ids.shape[0])
     before, more = prompt.ids.shape[1], decoded.ids.shape[1]
     total = length or before + more
-    read = jnp.sum(prompt.segments > 0, axis=1)[:, None]
-    written = jnp.sum(decoded.segments > 0, axis=1)[:, None]
     places = jnp.arange(total)[None]
     old = jnp.minimum(jnp.broadcast_to(places, (read.shape[0], total)), before - 1)
     new = jnp.clip(places - read, 0, more - 1)
@@ -270,9 +273,7 @@ def response_mask(
     prompt: Prompt, decoded: Decoded, *, length: int | None = None
 ) -> Bool[Array, "B T"]:
     """True at the written tokens, end token included, of what `join` returns."""
-    group = decoded.ids.shape[0] // prompt.ids.shape[0]
-    read = jnp.repeat(jnp.sum(prompt.segments > 0, axis=1), group)[:, None]
-    written = jnp.sum(decoded.segments > 0, axis=1)[:, None]
+    read, written = (count[:, None] for count in _lengths(prompt, decoded))
     places = jnp.arange(length or prompt.ids.shape[1] + decoded.ids.shape[1])[None]
     return (places >= read) & (places < read + written)
 
