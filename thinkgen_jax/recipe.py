@@ -247,6 +247,13 @@ def trained_trees(config: ConfigDict) -> tuple[str, ...]:
     return tuple(dict.fromkeys(LEARNS[name] for name, _ in config.phases))
 
 
+def modes(config: ConfigDict) -> dict[str, miniature.Mode]:
+    """How a run's policies are asked before and after."""
+    block = config.plans.get("dit_grpo")
+    free = block is not None and block.draw.guidance.text <= 1
+    return {**(miniature.UNGUIDED if free else {}), **miniature.MODES}
+
+
 def evaluation(
     config: ConfigDict,
     setup: Setup,
@@ -280,6 +287,7 @@ def evaluation(
         count=config.evaluate.count,
         workdir=workdir,
         when=when,
+        modes=modes(config),
         settings=pipeline.default(setup.parts.system, batch=32, steps=config.evaluate.steps),
     )
     plainly = [{k: np.asarray(v).tolist() for k, v in part.items()} for part in found]
