@@ -26,12 +26,12 @@ from jaxtyping import Array, Float, Int
 from thinkgen_jax.models import dit_rope
 from thinkgen_jax.models.attention import attend
 from thinkgen_jax.models.layers import (
-    apart,
-    each,
-    is_apart,
     Dtype,
     Linear,
     RMSNorm,
+    apart,
+    each,
+    is_apart,
     lift,
     rematerialized,
     rounded,

@@ -26,12 +26,12 @@ from jaxtyping import Array, Bool, Float, Int
 from thinkgen_jax.models import rope
 from thinkgen_jax.models.attention import attend, cached
 from thinkgen_jax.models.layers import (
-    apart,
-    each,
     POLICIES,
     Dtype,
     Linear,
     RMSNorm,
+    apart,
+    each,
     remat_name,
     rematerialized,
 )
