@@ -89,6 +89,9 @@ class Service:
     def __post_init__(self) -> None:
         if not self.urls or not all(u.startswith(("http://", "https://")) for u in self.urls):
             raise ValueError(f"urls = {self.urls}: want at least one http:// or https:// address")
+        if any("@" in url.partition("://")[2].partition("/")[0] for url in self.urls):
+            # They are told in logs and kept in a run's config.
+            raise ValueError("urls: a name or password does not belong in an address, see key")
         for name, least in (("timeout", 0.001), ("tries", 1), ("backoff", 0), ("workers", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {least}")
