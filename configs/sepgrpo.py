@@ -41,6 +41,7 @@ def token_plan(nano: bool) -> dict:
         chunks=1,
         streams=streams,
         sets={},  # of `data.prompt_sets`, instead of the miniature world
+        against=(),  # prompt files of evaluations, whose prompts are taken out of the sets
         draw=common.draw(6 if nano else 20, text=2.0 if nano else 4.0, halvings=2 if nano else 0),
         **common.scoring(miniature_robust=1.0),
         token=dict(clip_low=0.2, clip_high=0.3, kl=1e-2, per_sequence=False, temperature=1.0),
@@ -82,6 +83,7 @@ def path_plan(nano: bool) -> dict:
         chunks=2 if nano else 1,  # the first half is scored while the second is drawn
         streams=dict(a_drawn=common.stream(1.0, drawn, length=112)),
         sets={},
+        against=(),
         draw=common.draw(8 if nano else 20, text=2.0 if nano else 4.0),
         **common.scoring(miniature_robust=1.0),
         path=dict(clip=1e-4, kl=0.04, advantage_limit=5.0, kernel="flow_sde"),

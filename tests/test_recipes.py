@@ -10,7 +10,7 @@ import pytest
 from thinkgen_jax import logs, train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-APART = ("__init__", "common", "sepgrpo", "own")  # own: data/test_corpus.py
+APART = ("__init__", "common", "sepgrpo", "own", "served")  # data/test_corpus, launch/test_served
 RECIPES = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in APART)
 
 

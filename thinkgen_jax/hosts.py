@@ -9,6 +9,8 @@
 * The first host alone writes logs, the config and reports; all of them write commits.
 """
 
+import hashlib
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -69,6 +71,21 @@ def agree(flag: bool) -> bool:
     if not several():
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def same(what: str, content: str) -> None:
+    """Makes sure that every host sees the same, by a short name of the content.
+
+    Raises:
+      ValueError: on all hosts, when one of them sees something else.
+    """
+    if not several():
+        return
+    digest = np.frombuffer(hashlib.sha256(content.encode()).digest(), np.uint8)
+    found = np.asarray(multihost_utils.process_allgather(digest))
+    others = np.flatnonzero((found != found[0]).any(axis=1)).tolist()
+    if others:
+        raise ValueError(f"{what}: hosts {others} see other files there than host 0")
 
 
 def wait(name: str) -> None:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from thinkgen_jax import logs, parts, pipeline, sharding, starts
 from thinkgen_jax.bench import miniature
-from thinkgen_jax.data import corpus
+from thinkgen_jax.data import corpus, encoded
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.data.corpus import Corpus, Source
 from thinkgen_jax.data.prompt_sets import PromptSet
@@ -35,6 +35,7 @@ from thinkgen_jax.structs import Params, States
 from thinkgen_jax.world import tasks
 
 CURVES = ("loss", "reward", "kl", "psnr", "entropy", "grad_norm")
+ENCODERS = ("mllm", "vae")  # trees that encode what the DiT learns from
 LEARNS = {
     "vae_sft": "vae",
     "text_sft": "mllm",
@@ -57,6 +58,9 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     """
     check_phases(config)
     check_rows(config)
+    if is_encoded(config):
+        folder = Path(config.plans.flow_sft.corpus.encoded)
+        encoded.check_made(folder, starts.prints(config, ENCODERS))
     system = starts.system_of(config)
     built = parts.build(system, assets.load_text(starts.words_folder(config), system))
     learns = set(trained_trees(config))

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from thinkgen_jax import checkpoint, parts, sharding
+from thinkgen_jax.data import files
 from thinkgen_jax.hf import assets, folders
 from thinkgen_jax.hf.rules import flatten, unflatten
 from thinkgen_jax.models import presets
@@ -89,6 +90,31 @@ def words_folder(config: ConfigDict) -> Path:
 def sources(config: ConfigDict) -> dict[str, str]:
     """`config.start` with absolute paths, so that a run can be read from anywhere."""
     return {k: v if v in WORDS else str(Path(v).absolute()) for k, v in config.start.items()}
+
+
+def prints(config: ConfigDict, trees: Sequence[str]) -> dict[str, str]:
+    """Short names of trees' parameters, the same wherever their files lie.
+
+    Raises:
+      ValueError: for a source that is not there.
+    """
+    found = {}
+    for tree in trees:
+        source = config.start[tree]
+        if source == "random":
+            found[tree] = f"random, {config.model}, seed {config.seed}"
+            continue
+        if source == "assets":
+            home, held = parts.ASSETS, [parts.ASSETS / f"{tree}.safetensors"]
+        elif released(source):
+            home = folders.home_of(source, tree)
+            held = sorted(home.glob("*.safetensors"))
+        else:
+            home = checkpoint.find(source)
+            held = sorted(path for path in home.rglob("*") if path.is_file())
+        named = {str(path.relative_to(home)): path for path in held}
+        found[tree] = files.content_of(files.key_of(tree, held), tree, named)
+    return found
 
 
 def tree_params(config: ConfigDict, system: System, tree: str, log) -> Tree:
