@@ -10,14 +10,16 @@
 #   launch/tpu.sh [--dry-run] delete NAME            give it back
 #
 # Environment: PROJECT and ZONE; SPOT=1 for preemptible capacity; RUNTIME for another image;
-# ATTEMPTS, how often `train` starts anew (20). --dry-run prints what would be executed.
+# ATTEMPTS, how often `train` starts anew (20); PAUSE, seconds between looks at a request (30); GRACE,
+# seconds after which a slice that was taken away is known to be (60). --dry-run prints what would be
+# executed.
 #
 # The folder a run works in (--workdir) and the weights it starts from must be the same place on all
 # workers, a mounted bucket or a network disk, and must outlive the slice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usage() { sed -n '3,18s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '3,20s/^# \{0,1\}//p' "$0"; }
 
 do_it() {
   if [[ "$dry" == 1 ]]; then
@@ -46,17 +48,21 @@ image() {
   esac
 }
 
+# `set -e` rests inside the conditions of `train`: whatever may fail says so itself. 3: the request was
+# accepted and ended without a slice.
 create() {
   local name=$1 slice=$2 kind spot=()
-  kind=$(accelerator "$slice")
+  kind=$(accelerator "$slice") || return 2
+  [[ "$dry" == 1 || "$(state "$name")" != ACTIVE ]] || return 0 # it is still there: the same line again
   [[ "${SPOT:-0}" == 0 ]] || spot=(--spot)
   do_it gcloud compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" \
-    --accelerator-type="$kind" --runtime-version="${RUNTIME:-$(image "$slice")}" "${spot[@]}"
+    --accelerator-type="$kind" --runtime-version="${RUNTIME:-$(image "$slice")}" "${spot[@]}" ||
+    return 1
   until [[ "$dry" == 1 || "$(state "$name")" == ACTIVE ]]; do
     case "$(state "$name")" in
-      FAILED | SUSPENDED) echo "error: the request for $name ended: $(state "$name")" >&2 && return 1 ;;
+      FAILED | SUSPENDED) echo "error: the request for $name ended: $(state "$name")" >&2 && return 3 ;;
     esac
-    sleep 30
+    sleep "${PAUSE:-30}"
   done
 }
 
@@ -73,9 +79,9 @@ on_all() {
 
 setup() {
   local name=$1 python=${PYTHON:-python3.11}
-  on_all "$name" "rm -rf thinkgen_jax && mkdir -p thinkgen_jax"
+  on_all "$name" "rm -rf thinkgen_jax && mkdir -p thinkgen_jax" || return 1
   do_it gcloud compute tpus tpu-vm scp --recurse thinkgen_jax configs launch requirements.txt \
-    "$name:thinkgen_jax/" "${where[@]}" --worker=all
+    "$name:thinkgen_jax/" "${where[@]}" --worker=all || return 1
   on_all "$name" "cd thinkgen_jax && $python -m venv .venv && .venv/bin/pip install --quiet" \
     "-r requirements.txt -r launch/requirements-tpu.txt"
 }
@@ -95,21 +101,24 @@ delete() {
 # The same line goes on from the last commit: after a preemption everything is simply done again. A
 # run that ended by itself, well or with an error of its own, is not repeated.
 train() {
-  local name=$1 slice=$2 attempt
+  local name=$1 slice=$2 attempt status
   shift 2
   for ((attempt = 1; attempt <= ${ATTEMPTS:-20}; attempt++)); do
-    if create "$name" "$slice" && setup "$name" &&
+    status=0
+    create "$name" "$slice" || status=$?
+    [[ "$status" == 0 || "$status" == 3 ]] || return "$status"
+    if [[ "$status" == 0 ]] && setup "$name" &&
       run "$name" thinkgen_jax.train --distributed "$@"; then
       delete "$name"
       return 0
     fi
+    sleep "${GRACE:-60}" # the first worker may be gone before the slice is said to be
     if [[ "$(state "$name")" == ACTIVE ]]; then
       echo "error: the run ended by itself, $name is still there" >&2
       return 1
     fi
     echo "attempt $attempt of ${ATTEMPTS:-20}: $name is gone; once more" >&2
     delete "$name" || true
-    sleep 60
   done
   return 1
 }

@@ -15,14 +15,15 @@ DOORS = ("train", "generate", "evaluate", "convert", "compile", "demo", "precomp
 TOOLS = {"sharding", "checkpoint", "optim", "logs", "report", "cache", "data", "world", "rewards"}
 BODIES = {"structs", "models", "sharding", "checkpoint", "optim", "logs"}
 BELOW = {"structs", "models", "sampling", "steps", "hf", "hosts"} | TOOLS
-ROADS = {"parts", "pipeline", "rollout", "phases", "bench"}
+ROADS = {"parts", "pipeline", "rollout", "scoring", "phases", "bench"}
 FLOORS = {  # room: the rooms it may import beside itself
     **{"__init__": set(), "cli": set(), "structs": set(), "models": {"structs", "sharding"}},
     **{room: {"structs"} for room in TOOLS},
     **{"data": {"structs", "world"}, "rewards": {"structs", "world"}},
     **{"sampling": BODIES, "steps": BODIES | {"sampling"}, "hf": BODIES | {"data"}},
     **{"parts": BELOW, "pipeline": BELOW | {"parts"}, "bench": BELOW | {"parts", "pipeline"}},
-    **{"rollout": BELOW | {"parts", "pipeline"}, "phases": BELOW | {"parts", "rollout"}},
+    **{"rollout": BELOW | {"parts", "pipeline"}, "scoring": BELOW},
+    "phases": BELOW | {"parts", "rollout", "scoring"},
     **{
         "hosts": {"structs", "sharding"},
         "flops": {"structs", "models"},

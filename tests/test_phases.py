@@ -10,13 +10,13 @@ import pytest
 
 from tests.rewards.peers import peer
 from tests.toy import toy_text
-from thinkgen_jax import parts, phases, rollout
+from thinkgen_jax import parts, phases, rollout, scoring
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.data.prompt_sets import PromptSet
 from thinkgen_jax.models import presets
 from thinkgen_jax.phases import RlPlan, SftPlan
 from thinkgen_jax.rewards import Scorer, facts, pool
-from thinkgen_jax.rewards.pool import Pool
+from thinkgen_jax.rewards.pool import Pool, Settled
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw, Thinking
 from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
@@ -107,10 +107,14 @@ def test_dropped_groups_do_not_widen_the_spread():
     """Two of three groups count: deviations ±0.5 and 0, so the batch's spread is sqrt(1/8)."""
     table = np.array([[0.0, 1.0], [9.0, -9.0], [0.5, 0.5]], np.float32)
     usable = np.array([True, False, True])
-    got = phases._advantages(table, usable, scope="batch", ddof=0, eps=0.0)
+
+    def advantages(usable):
+        settled = Settled(table, usable, ~usable, table, {})
+        return scoring.advantages(settled, scope="batch", ddof=0, eps=0.0)
+
+    got = advantages(usable)
     np.testing.assert_allclose(got, [-(2**0.5), 2**0.5, 0, 0, 0, 0], rtol=1e-6)
-    got = phases._advantages(table, np.zeros(3, bool), scope="batch", ddof=0, eps=0.0)
-    assert not np.asarray(got).any()
+    assert not np.asarray(advantages(np.zeros(3, bool))).any()
 
 
 def test_one_thought_of_each_of_the_last_requests_is_shared():
@@ -172,8 +176,7 @@ def sent(answer, **changes):
             threads = Pool(scorer, 2)
             for part in (rows[:2], rows[2:]):
                 threads.submit(lambda part=part: part)
-            scored = threads.collect()
-    return scored, phases._settle(made, scored)
+            return scoring.collect(threads, made.combine)
 
 
 def test_rewards_here_and_at_a_server_add_up():
@@ -201,7 +204,7 @@ def test_a_group_without_an_answer_is_no_number():
     assert got.usable.tolist() == [False, True] and got.failed.tolist() == [True, False]
     metrics = pool.reward_metrics(got, scored)
     assert metrics["reward"] == pytest.approx(0.7) and metrics["failed_groups"] == 0.5
-    captions = phases._gallery(scored.samples, got, 2).captions
+    captions = scoring.gallery(scored.samples, got, 2).captions
     assert "reward" not in captions[0] and "reward 0.40" in captions[2]
     scored, got = sent(lambda *_: (500, {}))
     assert got.failed.all() and np.isnan(pool.reward_metrics(got, scored)["reward"])

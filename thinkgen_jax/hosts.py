@@ -4,12 +4,16 @@
 * On a Cloud TPU slice they find each other by themselves; elsewhere they are told by flags.
 * A batch is the same on every host, and each hands its devices the rows that lie there; of real
   pictures every host makes its own rows alone.
+* Drawn pictures stay where they were drawn: each host looks at its own (`rows_here`), and what it
+  makes of them is told to all (`exchange`).
 * Who is lost ends the others: a host that is silent for `SILENCE` seconds, or whose connection
   breaks, makes every other one stop and say so, instead of waiting for it for ever.
 * The first host alone writes logs, the config and reports; all of them write commits.
 """
 
 import hashlib
+import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,17 +77,65 @@ def agree(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
+def exchange(message: Any) -> list[Any]:
+    """What every host says, in their order, on every host; also waits until all are here.
+
+    Args:
+      message: JSON-able.
+    """
+    if not several():
+        return [message]
+    mine = np.frombuffer(json.dumps(message).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(len(mine), np.int32))
+    # Few sizes, for each is a program of its own.
+    padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
+    padded[: len(mine)] = mine
+    found = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size])) for row, size in zip(found, sizes, strict=True)]
+
+
+def check_all(problem: str | None) -> None:
+    """Waits until all are here, and stops all of them when one has a problem.
+
+    Raises:
+      ValueError: on every host, with the problem of the first one that has any.
+    """
+    for index, found in enumerate(exchange(problem)):
+        if found is not None:
+            raise ValueError(found if not several() else f"host {index}: {found}")
+
+
+def rows_here(x: jax.Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of an array that this host answers for, and their numbers; needs no other host.
+
+    Every row belongs to exactly one host, also where several hold it.
+
+    Raises:
+      ValueError: when rows are cut apart.
+    """
+    if not several() or isinstance(x, np.ndarray):
+        return np.arange(x.shape[0]), np.asarray(x)
+    found = []
+    for part in x.addressable_shards:
+        if part.replica_id:
+            continue
+        if part.data.shape[1:] != x.shape[1:]:
+            raise ValueError(f"rows of shape {x.shape[1:]} are cut apart: {x.sharding.spec}")
+        begin, end, _ = part.index[0].indices(x.shape[0])
+        found.append((np.arange(begin, end), np.asarray(part.data)))
+    found.sort(key=lambda one: one[0][0])
+    none = (np.arange(0), np.empty((0, *x.shape[1:]), x.dtype))
+    return tuple(np.concatenate(many) for many in zip(none, *found, strict=True))
+
+
 def same(what: str, content: str) -> None:
     """Makes sure that every host sees the same, by a short name of the content.
 
     Raises:
       ValueError: on all hosts, when one of them sees something else.
     """
-    if not several():
-        return
-    digest = np.frombuffer(hashlib.sha256(content.encode()).digest(), np.uint8)
-    found = np.asarray(multihost_utils.process_allgather(digest))
-    others = np.flatnonzero((found != found[0]).any(axis=1)).tolist()
+    found = exchange(hashlib.sha256(content.encode()).hexdigest())
+    others = [index for index, digest in enumerate(found) if digest != found[0]]
     if others:
         raise ValueError(f"{what}: hosts {others} see other files there than host 0")
 

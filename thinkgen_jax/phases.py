@@ -23,28 +23,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkgen_jax import hosts, logs, rewards, rollout
+from thinkgen_jax import hosts, logs, rewards, rollout, scoring
 from thinkgen_jax.data import batches, corpus, encoded, feeding, prompt_sets
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.data.corpus import Corpus
 from thinkgen_jax.data.prompt_sets import PromptSet
 from thinkgen_jax.parts import Parts
-from thinkgen_jax.rewards import DROP_LIMIT, Scorer
-from thinkgen_jax.rewards.pool import (
-    COMBINE,
-    Pool,
-    Scored,
-    Settled,
-    reward_metrics,
-    settle,
-)
-from thinkgen_jax.rewards.remote import Failed, Service
+from thinkgen_jax.rewards import DROP_LIMIT
+from thinkgen_jax.rewards.pool import COMBINE, Pool, reward_metrics
+from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw, Paths, Span, Thinking
-from thinkgen_jax.steps import cost, dit_grpo, flow_sft, grpo, mllm_grpo, text_sft, vae_sft
+from thinkgen_jax.scoring import Gallery
+from thinkgen_jax.steps import cost, dit_grpo, flow_sft, mllm_grpo, text_sft, vae_sft
 from thinkgen_jax.steps.dit_grpo import DitGrpoConfig
 from thinkgen_jax.steps.mllm_grpo import MllmGrpoConfig
 from thinkgen_jax.steps.state import Learner
-from thinkgen_jax.structs import Key, Params, Request, Sample, States, Thoughts, Tree
+from thinkgen_jax.structs import Key, Params, Request, States, Thoughts, Tree
 
 
 @dataclass(frozen=True)
@@ -188,13 +182,6 @@ class Setup(NamedTuple):
     references: dict[str, Tree]  # parameters at the start of the run, of trees with a KL term
     learners: dict[str, Learner]
     seed: int
-
-
-class Gallery(NamedTuple):
-    """Pictures of a step for the log."""
-
-    images: list[np.ndarray]
-    captions: list[str]
 
 
 class Phase(NamedTuple):
@@ -355,12 +342,11 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         old = logprobs(params.mllm, prompt, mask)
         ref = logprobs(reference, prompt, mask) if plan.token.kl else None
         jax.block_until_ready((old, ref))  # what is left to do needs the rewards
-        scored = pool.collect()
-        settled = _settle(plan, scored)
+        scored, settled = scoring.collect(pool, plan.combine)
         if settled.failed.all():  # nothing to learn from, not even where the reference lies
             return states, reward_metrics(settled, scored), None
         scope = "group" if plan.combine == "sum" else "batch"
-        advantage = _advantages(settled.learnt, settled.usable, scope=scope, ddof=1, eps=1e-6)
+        advantage = scoring.advantages(settled, scope=scope, ddof=1, eps=1e-6)
         mask = mask & jnp.asarray(np.repeat(settled.usable, plan.group))[:, None]
         thoughts = Thoughts(prompt, mask, old, ref, advantage)
         state = states["mllm"]
@@ -377,7 +363,8 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
             "tokens": float(written.mean()),
             "stopped": float(np.mean(np.asarray(thinking.decoded.stopped))),
         }
-        return {**states, "mllm": state}, metrics, _gallery(scored.samples, settled, plan.group)
+        shown = scoring.gallery(scored.samples, settled, plan.group)
+        return {**states, "mllm": state}, metrics, shown
 
     return Phase("mllm", _requests(plan, setup), update, close=pool.close)
 
@@ -412,12 +399,11 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
         if not plan.keep_old:
             path = path._replace(old=logprobs(params.dit, path, negative))
         jax.block_until_ready(path)  # what is left to do needs the rewards
-        scored = pool.collect()
-        settled = _settle(plan, scored)
+        scored, settled = scoring.collect(pool, plan.combine)
         if settled.failed.all():
             return states, reward_metrics(settled, scored), None
         path = path._replace(
-            advantages=_advantages(settled.learnt, settled.usable, scope="batch", ddof=0, eps=1e-4),
+            advantages=scoring.advantages(settled, scope="batch", ddof=0, eps=1e-4),
             weights=jnp.asarray(np.repeat(settled.usable, plan.group), jnp.float32),
         )
         state = states["dit"]
@@ -433,7 +419,8 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             **reward_metrics(settled, scored),
             "forward_equivalents": forwards(plan, span, trained, path.references is not None),
         }
-        return {**states, "dit": state}, metrics, _gallery(scored.samples, settled, plan.group)
+        shown = scoring.gallery(scored.samples, settled, plan.group)
+        return {**states, "dit": state}, metrics, shown
 
     return Phase("dit", _requests(plan, setup), update, close=pool.close)
 
@@ -510,63 +497,16 @@ def _params(setup: Setup, states: States) -> Params:
     return Params(*(params_of(setup, states, tree) for tree in Params._fields))
 
 
+def _open(name: str, plan: RlPlan) -> Pool:
+    how = dict(group=plan.group, drop_limit=plan.drop_limit)
+    return scoring.open_pool(name, plan.rewards, plan.servers, **how)
+
+
 def _chunks(requests: Sequence[Request], key: Key, count: int) -> list[tuple[list[Request], Key]]:
     """An iteration in `count` parts, each with its key."""
     size = len(requests) // count
     parts = [list(requests[i * size : (i + 1) * size]) for i in range(count)]
     return list(zip(parts, jax.random.split(key, count), strict=True))
-
-
-def _open(name: str, plan: RlPlan) -> Pool:
-    """Opens a phase's rewards and tells what each is.
-
-    Raises:
-      ValueError: when a reward's server does not answer, or there are several hosts: each would
-        ask by itself, and a group that only one of them dropped would part their parameters.
-    """
-    if plan.servers and jax.process_count() > 1:
-        raise ValueError(
-            f"config.plans.{name}.servers = {sorted(plan.servers)}: rewards at servers need one "
-            f"host, there are {jax.process_count()}"
-        )
-    scorer = Scorer(plan.rewards, plan.servers, drop_limit=plan.drop_limit)
-    try:
-        for line in scorer.describe():
-            logs.note(f"{name}: {line}")
-    except Failed as err:
-        scorer.close()
-        raise ValueError(f"config.plans.{name}.servers: {err}") from None
-    return Pool(scorer, plan.group)
-
-
-def _settle(plan: RlPlan, scored: Scored) -> Settled:
-    """Settles invalid responses and failed servers; what failed is told."""
-    for cause in scored.rated.causes:
-        logs.note(f"groups dropped: {cause}")
-    return settle(scored, plan.rewards, plan.servers, group=plan.group, combine=plan.combine)
-
-
-def _advantages(
-    table: np.ndarray, usable: np.ndarray, *, scope: str, ddof: int, eps: float
-) -> jax.Array:
-    """Advantages [B · G]; groups that were dropped have none and are no part of any spread."""
-    out = np.zeros_like(table)
-    if usable.any():
-        out[usable] = grpo.advantages(table[usable], scope=scope, ddof=ddof, eps=eps)
-    return jnp.asarray(out.reshape(-1))
-
-
-def _gallery(shown: Sequence[Sample], settled: Settled, group: int) -> Gallery:
-    """The first three groups, at most six of each."""
-    table = settled.table
-    rows = [b * group + g for b in range(min(3, len(table))) for g in range(min(group, 6))]
-    # No number stands under a picture that nobody scored.
-    told = [None if settled.failed[i // group] else float(table.flat[i]) for i in rows]
-    captions = [
-        logs.caption(shown[i].request.prompt, shown[i].instruction, reward)
-        for i, reward in zip(rows, told, strict=True)
-    ]
-    return Gallery([shown[i].image for i in rows], captions)
 
 
 def _shape(setup: Setup) -> Shape:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from thinkgen_jax import sharding
+from thinkgen_jax import hosts, sharding
 from thinkgen_jax.data import batches, prompts
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.data.images import merged_tokens
@@ -84,14 +84,14 @@ class Drawn(NamedTuple):
 
 
 def think_prompt(parts: Parts, requests: list[Request], stream: Stream) -> Prompt:
-    """The think form of a batch, with the pixels of its pictures."""
+    """The think form of a batch, with the pixels of its pictures, laid over all hosts."""
     text, vision = parts.text, parts.vision
     rows = [
         text.think(r.prompt, pictures=[merged_tokens(i, vision) for i in r.images])
         for r in requests
     ]
     patches = stream.pictures * vision.max_pixels // vision.patch**2 if stream.pictures else None
-    return prompts.assemble(
+    prompt = prompts.assemble(
         rows,
         length=stream.length,
         image_id=text.image_id,
@@ -99,12 +99,13 @@ def think_prompt(parts: Parts, requests: list[Request], stream: Stream) -> Promp
         vision=vision,
         patches=patches,
     )
+    return hosts.lay(prompt, "batch")
 
 
 def pseudo_prompt(parts: Parts, requests: list[Request], stream: Stream) -> Prompt:
     """The pseudo-CoT form of a batch: the user's own words behind an empty thought."""
     rows = [parts.text.pseudo(r.prompt, images=len(r.images)) for r in requests]
-    return prompts.assemble(rows, length=stream.length)
+    return hosts.lay(prompts.assemble(rows, length=stream.length), "batch")
 
 
 def negative_condition(parts: Parts, params: Tree, guidance: Guidance) -> Condition | None:
@@ -242,7 +243,8 @@ def decode_pixels(parts: Parts, vae: Tree, tokens: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("encoder", "h", "w"))
 def _pixels(encoder, vae, tokens, h, w):
-    return sharding.whole(to_uint8(encoder.tokens_to_pixels(vae, tokens, h=h, w=w)))
+    pixels = to_uint8(encoder.tokens_to_pixels(vae, tokens, h=h, w=w))
+    return sharding.shard(pixels, "rows", None, None, None)
 
 
 @partial(jax.jit, static_argnames=("encoder",))
@@ -255,7 +257,7 @@ def reference_tokens(
 ) -> Packed | None:
     """Encodes the pictures of a batch of requests, all of one size."""
     packed = batches.reference_batch([r.images for r in requests], stream)
-    return None if packed is None else _references(parts.encoder, vae, packed)
+    return None if packed is None else _references(parts.encoder, vae, hosts.lay(packed, "rows"))
 
 
 def initial_noise(parts: Parts, key: Key, rows: int) -> jax.Array:
@@ -438,23 +440,26 @@ def samples(
 ) -> list[Sample]:
     """What the rewards see, once the device has drawn it: row b · group + g is request b's g-th.
 
+    Every host gets all rows, the pictures and words of those alone that it scores.
+
     Args:
       thinking: thoughts of all rows, or one of each of the last requests, shared by its group;
         requests without one speak for themselves.
     """
-    rows, images = [r for r in requests for _ in range(group)], np.asarray(images)
+    rows, (numbers, shown) = [r for r in requests for _ in range(group)], hosts.rows_here(images)
+    pictures = dict(zip(numbers.tolist(), shown, strict=True))
     words, valid = [r.prompt for r in rows], np.ones(len(rows), bool)
     if thinking is not None:
         ids, segments = np.asarray(thinking.decoded.ids), np.asarray(thinking.decoded.segments)
-        texts = [
-            parts.text.split(row[mask > 0].tolist())[1]
-            for row, mask in zip(ids, segments, strict=True)
-        ]
-        each = 1 if len(texts) == len(rows) else group
-        first = len(rows) - each * len(texts)
-        words[first:] = [text for text in texts for _ in range(each)]
+        each = 1 if len(ids) == len(rows) else group
+        first = len(rows) - each * len(ids)
+        needed = sorted({(row - first) // each for row in pictures if row >= first})
+        texts = {n: parts.text.split(ids[n][segments[n] > 0].tolist())[1] for n in needed}
+        words[first:] = [texts.get(n, "") for n in range(len(ids)) for _ in range(each)]
         valid[first:] = np.repeat(np.asarray(thinking.valid), each)
     return [
-        Sample(request, instruction, image, bool(ok))
-        for request, instruction, image, ok in zip(rows, words, images, valid, strict=True)
+        Sample(request, instruction, pictures[i], bool(ok))
+        if i in pictures
+        else Sample(request, "", None, bool(ok), here=False)
+        for i, (request, instruction, ok) in enumerate(zip(rows, words, valid, strict=True))
     ]

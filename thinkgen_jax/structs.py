@@ -77,13 +77,15 @@ class Result:
 class Sample:
     """One rollout as a reward sees it: the request, what was written and what was drawn.
 
-    `valid` is False where the response has no `</think>` or nothing after it.
+    `valid` is False where the response has no `</think>` or nothing after it; `here` is False where
+    another host has the picture, and this one neither picture nor words.
     """
 
     request: Request
     instruction: str
     image: np.ndarray | None
     valid: bool = True
+    here: bool = True
 
 
 # --- device ---

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.hosts import small_run
+from tests.hosts import rl_run, small_run
 from thinkgen_jax import checkpoint, hosts, sharding
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +86,34 @@ def test_two_hosts_are_one_device_and_their_commit_is_read_on_another_mesh(start
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 
+def test_two_hosts_reinforce_as_one_device_and_each_scores_its_own_pictures(start, tmp_path):
+    """Also with a group that one server is silent about, and with a reward that fails on a host."""
+    processes = start("rl")
+    want, states, cause = rl_run.run()
+    for index, process in enumerate(processes):
+        assert process.wait(timeout=400) == 0, told(tmp_path, index)
+    rows = rl_run.GROUPS * rl_run.GROUP
+    assert "a picture that nobody can score" in cause
+    assert [one["failed_groups"] for one in want] == [0, 0, 1 / 3, 1 / 3]
+    for index in range(2):
+        found, found_cause = json.loads((tmp_path / f"told-{index}.json").read_text())
+        for one, other in zip(found, want, strict=True):
+            for key in rl_run.KEPT:
+                assert one[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5), key
+        assert "a picture that nobody can score" in found_cause
+        assert ("host 1" in found_cause) == (index == 0), found_cause  # the last group is host 1's
+        assert 0 < found[1]["scored"] <= rows / 2 < want[1]["scored"]
+        assert found[1]["shown"] == 6  # the one group that lies on this host as a whole
+    both = [json.loads((tmp_path / f"told-{index}.json").read_text())[0] for index in range(2)]
+    for one, other, whole in zip(*both, want, strict=True):
+        assert one["scored"] + other["scored"] == whole["scored"]
+    params = np.load(tmp_path / "params.npz")
+    leaves = jax.tree.leaves({name: state.params for name, state in states.items()})
+    assert len(params.files) == len(leaves)
+    for i, leaf in enumerate(leaves):
+        np.testing.assert_allclose(params[str(i)], leaf, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_host_ends_the_other_with_its_cause(start, tmp_path, lost):
     processes = start("forever")
@@ -112,3 +140,9 @@ def test_alone_nothing_changes():
     batch = {"x": np.ones(3)}
     assert hosts.lay(batch, "rows") is batch and hosts.is_first() and not hosts.several()
     assert hosts.agree(True) and not hosts.agree(False)
+    assert hosts.exchange({"x": 1}) == [{"x": 1}]
+    numbers, rows = hosts.rows_here(jax.numpy.arange(6).reshape(3, 2))
+    assert numbers.tolist() == [0, 1, 2] and rows.tolist() == [[0, 1], [2, 3], [4, 5]]
+    hosts.check_all(None)
+    with pytest.raises(ValueError, match="^no server$"):
+        hosts.check_all("no server")

@@ -1,26 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One host of several, as a process: takes three steps, or steps until it is ended.
+"""One host of several, as a process: takes three steps, reinforces, or steps until it is ended.
 
-python -m tests.hosts.worker COORDINATOR HOSTS HOST WORKDIR steps|forever
+python -m tests.hosts.worker COORDINATOR HOSTS HOST WORKDIR steps|rl|forever
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # as conftest.py does
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_default_matmul_precision", "highest")
 
-from tests.hosts import small_run  # noqa: E402
+from jax.experimental import multihost_utils  # noqa: E402
+
+from tests.hosts import rl_run, small_run  # noqa: E402
 from thinkgen_jax import checkpoint, hosts, sharding  # noqa: E402
 
 coordinator, count, index, workdir, mode = sys.argv[1:]
 hosts.SILENCE = 10  # the test should not wait longer than it must
 hosts.start(coordinator, int(count), int(index))
+if mode == "rl":
+    with jax.set_mesh(sharding.make_mesh(**rl_run.MESH)):
+        told, states, cause = rl_run.run()
+        found = multihost_utils.process_allgather(
+            {name: state.params for name, state in states.items()}, tiled=True
+        )
+    Path(workdir, f"told-{index}.json").write_text(json.dumps([told, cause]))
+    if index == "0":
+        leaves = jax.tree.leaves(found)
+        np.savez(Path(workdir, "params.npz"), **{str(i): x for i, x in enumerate(leaves)})
+    sys.exit()
 mesh = sharding.make_mesh(data=2, fsdp=4)
 with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir) as saves:
     state, step, batch = small_run.begin(mesh)

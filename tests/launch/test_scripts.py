@@ -86,6 +86,73 @@ def test_topologies_names_every_recipe():
     assert sum(any(word.startswith("--full=") for word in words) for words in commands) == 2
 
 
+CLOUD = """#!/usr/bin/env bash
+echo "$*" >> "$CALLS"
+case "$*" in
+  *describe*) cat "$STATE" ;;
+  *create*) case "${GIVEN:-}" in
+      "") echo ACTIVE > "$STATE" ;;
+      refused) exit 1 ;;
+      *) echo "$GIVEN" > "$STATE" ;;
+    esac ;;
+  *delete*) echo ABSENT > "$STATE" ;;
+  *thinkgen_jax.train*) trained=$(grep -c thinkgen_jax.train "$CALLS")
+    sed -n "${trained}p" "$PLAN" > "$STATE.next"; read -r status after < "$STATE.next"
+    echo "$after" > "$STATE"; exit "$status" ;;
+esac
+"""
+
+
+def train(tmp_path, *runs, state="ABSENT", **more):
+    """Status, errors and the cloud's calls of `train`; each run ends with a status and a state."""
+    cloud = tmp_path / "gcloud"
+    cloud.write_text(CLOUD)
+    cloud.chmod(0o755)
+    (tmp_path / "state").write_text(state + "\n")
+    (tmp_path / "plan").write_text("".join(f"{line}\n" for line in runs))
+    files = {"CALLS": "calls", "STATE": "state", "PLAN": "plan"}
+    env = {name: str(tmp_path / file) for name, file in files.items()}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [LAUNCH / "tpu.sh", "train", "one", "v6e-64", "--config=c.py"],
+        env=os.environ | PLACE | env | {"PATH": path, "GRACE": "0", "ATTEMPTS": "3"} | more,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stderr, (tmp_path / "calls").read_text().splitlines()
+
+
+def count(calls, word):
+    return sum(word in call for call in calls)
+
+
+def test_a_preempted_run_goes_on_and_one_that_failed_does_not(tmp_path):
+    status, errors, calls = train(tmp_path, "255 SUSPENDED", "0 ACTIVE")
+    assert status == 0 and "one is gone; once more" in errors
+    assert count(calls, "thinkgen_jax.train") == 2 and count(calls, "resources create") == 2
+    (tmp_path / "calls").unlink()
+    status, errors, calls = train(tmp_path, "2 ACTIVE")
+    assert status == 1 and "ended by itself, one is still there" in errors
+    assert count(calls, "thinkgen_jax.train") == 1 and count(calls, "resources delete") == 0
+
+
+def test_a_request_that_is_refused_is_an_error_and_one_that_failed_is_made_again(tmp_path):
+    """Refused: not one call of a request that was never made; failed: capacity may come back."""
+    status, _, calls = train(tmp_path, GIVEN="refused")
+    assert status == 1 and count(calls, "resources create") == 1 and count(calls, "ssh") == 0
+    (tmp_path / "calls").unlink()
+    status, errors, calls = train(tmp_path, GIVEN="FAILED")
+    assert status == 1 and "the request for one ended: FAILED" in errors
+    assert count(calls, "resources create") == 3 and count(calls, "ssh") == 0
+
+
+def test_the_same_line_takes_a_slice_that_is_still_there(tmp_path):
+    status, _, calls = train(tmp_path, "0 ACTIVE", state="ACTIVE")
+    assert status == 0 and count(calls, "resources create") == 0
+    assert count(calls, "thinkgen_jax.train") == 1 and count(calls, "resources delete") == 1
+
+
 @pytest.mark.parametrize(
     ("script", "args", "env", "message"),
     [

@@ -67,6 +67,38 @@ def test_an_invalid_response_gains_nothing_by_a_penalty():
     )
 
 
+def hosts_of(mine, other):
+    """Two hosts: this one, and one that says `other`; returns what `collect` makes of it."""
+    threads = pool.Pool(Scorer({NAME: 1.0}), 2)
+    threads.submit(lambda: mine)
+    return threads.collect(lambda told: [told, other])
+
+
+def test_rewards_of_other_hosts_are_put_in_their_rows_and_fail_whole_groups():
+    rows = [*samples(0.1, 0.2), replace(samples(9.0)[0], image=None, here=False), *samples(0.4)]
+    other = {
+        "rated": {"rows": [2], "parts": {NAME: [0.3]}, "failed": [2], "causes": ["silent"]},
+        "seconds": 5.0,
+        "hidden": 0.25,
+    }
+    scored = hosts_of(rows, other)
+    np.testing.assert_allclose(scored.rated.parts[NAME], [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+    assert scored.rated.failed.tolist() == [False, False, True, True]
+    assert (scored.rated.causes, scored.seconds) == (("silent",), 5.0) and scored.hidden <= 0.25
+
+
+def test_what_fails_on_another_host_fails_here():
+    with pytest.raises(ValueError, match="host 1: KeyError: 'x'"):
+        hosts_of(samples(0.1, 0.2), {"error": "KeyError: 'x'"})
+
+
+def test_a_row_that_no_host_scored_is_an_error():
+    rows = [samples(0.1)[0], replace(samples(0.2)[0], image=None, here=False)]
+    other = {"rated": {"rows": [], "parts": {NAME: []}, "failed": [], "causes": []}}
+    with pytest.raises(ValueError, match="2 hosts scored 1 rows of 2, not each once"):
+        hosts_of(rows, {**other, "seconds": 0.0, "hidden": 1.0})
+
+
 def test_a_closed_pool_keeps_nobody(threads):
     threads.close()
     with pytest.raises(RuntimeError):

@@ -207,7 +207,7 @@ class Scorer:
         drop_limit: float = DROP_LIMIT,
     ):
         check(weights, servers)
-        self.servers = dict(servers or {})
+        self.weights, self.servers = dict(weights), dict(servers or {})
         self.rewards = {name: find(name, self.servers) for name in weights}
         self.drop_limit = drop_limit
         self._clients = {name: Client(name, one) for name, one in self.servers.items()}
@@ -243,7 +243,8 @@ class Scorer:
     def start(self, samples: Sequence[Sample], group: int) -> dict[str, list[Future | None]]:
         """Sends samples to the servers, group by group, without waiting.
 
-        Call it with whole groups as soon as they are drawn; `finish` waits.
+        Call it with whole groups as soon as they are drawn; `finish` waits. Rows whose picture
+        another host has are not sent, and stand at the floor.
         """
         out = {}
         for name, client in self._clients.items():
@@ -329,7 +330,7 @@ def _score(
 ) -> np.ndarray:
     function = function or reward.function
     out = np.full(len(samples), reward.floor, np.float32)
-    shown = [i for i, sample in enumerate(samples) if sample.valid]
+    shown = [i for i, sample in enumerate(samples) if sample.valid and sample.here]
     if not shown:
         return out
     got = np.asarray(function([samples[i] for i in shown]), np.float32)

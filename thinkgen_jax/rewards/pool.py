@@ -4,6 +4,8 @@
 Pictures are handed over as a function that fetches them, so that the thread, not the training
 loop, waits for the device.
 
+* Each host scores the rows whose pictures it has; what all of them found is then put together, the
+  same on every host, and so is an error that one of them met.
 * An invalid response (no marker, or nothing behind it) gets the least valid reward of its group, or
   the reward's floor if that is less; a group without a valid response, or without an answer from a
   server, is dropped and counted.
@@ -12,7 +14,7 @@ loop, waits for the device.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,13 +26,20 @@ from thinkgen_jax.structs import Sample
 COMBINE = ("sum", "gdpo")
 WORKERS = 2  # batches that are scored at the same time
 
+Share = Callable[[Any], list[Any]]  # gives what every host says to every host, see hosts.exchange
+
+
+def alone(message: Any) -> list[Any]:
+    """The `Share` of one host."""
+    return [message]
+
 
 class Scored(NamedTuple):
     """What came back for all batches, in the order they were handed over.
 
     Attributes:
-      samples: what was drawn and written.
-      rated: their rewards, and which groups have none.
+      samples: what was drawn and written; see `Sample.here`.
+      rated: their rewards, and which groups have none, of all hosts.
       seconds: time that scoring took.
       hidden: share of it in which nobody waited for it, in [0, 1].
     """
@@ -68,25 +77,39 @@ class Pool:
         """Hands a batch over; `fetch` may wait for the device."""
         self.waiting.append(self.threads.submit(self._score, fetch))
 
-    def collect(self) -> Scored:
+    def collect(self, share: Share = alone) -> Scored:
         """Waits for everything handed over.
 
         To be called when the device has nothing left to do without the rewards: the time that
         passes in here counts as not hidden.
 
+        Args:
+          share: between several hosts; each has handed over the same rows, and scores its own.
+
         Raises:
-          ValueError: as `Scorer.finish`; what else was handed over is forgotten.
-          Unavailable: when servers failed too often, see `Scorer.count`.
+          ValueError: as `Scorer.finish`; what else was handed over is forgotten. Also when another
+            host met an error.
+          Unavailable: when servers failed too often, see `Scorer.count`; on all hosts.
         """
         begun, waiting, self.waiting = time.monotonic(), self.waiting, []
-        found = [future.result() for future in waiting]
+        try:
+            found = [future.result() for future in waiting]
+        except Exception as err:
+            share({"error": f"{type(err).__name__}: {err}"})
+            raise
         waited = time.monotonic() - begun
         seconds = sum(spent for _, _, spent in found)
         hidden = 1.0 - min(waited / seconds, 1.0) if seconds else 1.0
         samples = [sample for part, _, _ in found for sample in part]
-        rated = _join([part for _, part, _ in found])
+        mine = _join([part for _, part, _ in found])
+        told = share({"rated": _told(mine, samples), "seconds": seconds, "hidden": hidden})
+        for index, one in enumerate(told):
+            if "error" in one:
+                raise ValueError(f"rewards on host {index}: {one['error']}")
+        rated = _put_together(mine, [one["rated"] for one in told], self.group)
         self.scorer.count(rated)
-        return Scored(samples, rated, seconds, hidden)
+        seconds = max(one["seconds"] for one in told)
+        return Scored(samples, rated, seconds, min(one["hidden"] for one in told))
 
     def _score(self, fetch: Callable[[], list[Sample]]) -> tuple[list[Sample], Rated, float]:
         samples = fetch()
@@ -99,6 +122,36 @@ def _join(rated: list[Rated]) -> Rated:
     parts = {n: np.concatenate([one.parts[n] for one in rated]) for n in rated[0].parts}
     causes = dict.fromkeys(cause for one in rated for cause in one.causes)
     return Rated(parts, np.concatenate([one.failed for one in rated]), tuple(causes))
+
+
+def _told(rated: Rated, samples: Sequence[Sample]) -> dict:
+    """JSON-able: what a host found out about the rows that are its own."""
+    rows = [i for i, sample in enumerate(samples) if sample.here]
+    return {
+        "rows": rows,
+        "parts": {name: part[rows].tolist() for name, part in rated.parts.items()},
+        "failed": np.flatnonzero(rated.failed).tolist(),
+        "causes": list(rated.causes),
+    }
+
+
+def _put_together(mine: Rated, told: Sequence[Mapping], group: int) -> Rated:
+    """The rewards of all rows; a group fails as a whole when it failed on any host.
+
+    Raises:
+      ValueError: when the hosts together did not score every row once.
+    """
+    count, failed = len(mine.failed), np.zeros(len(mine.failed), bool)
+    rows = np.concatenate([np.asarray(one["rows"], int) for one in told])
+    if not np.array_equal(np.sort(rows), np.arange(count)):
+        raise ValueError(f"{len(told)} hosts scored {len(rows)} rows of {count}, not each once")
+    parts = {name: np.zeros(count, np.float32) for name in mine.parts}
+    for one in told:
+        for name, part in parts.items():
+            part[one["rows"]] = one["parts"][name]
+        failed[one["failed"]] = True
+    failed = np.repeat(failed.reshape(-1, group).any(axis=1), group)
+    return Rated(parts, failed, tuple(dict.fromkeys(c for one in told for c in one["causes"])))
 
 
 def settle(
