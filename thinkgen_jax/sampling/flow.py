@@ -241,8 +241,7 @@ def sample(
       Latent tokens float32.
     """
     steps = grid.shape[0] - 1
-    params = layered(dit.cfg, params)
-    x = held(dit, target.tokens)
+    x, params = held(dit, target.tokens), layered(dit.cfg, params)
     state, kept, ran = (x, jnp.zeros_like(x)), [], []
     for begin, end, passes in phases_of(guidance, steps, references is not None):
         rows = x.shape[0]
