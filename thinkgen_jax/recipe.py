@@ -255,7 +255,7 @@ def modes(config: ConfigDict) -> dict[str, miniature.Mode]:
     """How a run's policies are asked before and after."""
     block = config.plans.get("dit_grpo")
     free = block is not None and block.draw.guidance.text <= 1
-    return {**(miniature.UNGUIDED if free else {}), **miniature.MODES}
+    return {**miniature.MODES, **(miniature.UNGUIDED if free else {})}
 
 
 def evaluation(
