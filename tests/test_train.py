@@ -95,7 +95,9 @@ def test_without_prepadding_none_learns():
 
 def test_commits_are_compared_over_whole_rounds():
     """14 + 8 steps with a commit every 10; a round of 1 with one every 200."""
-    assert train.window(config_of("sepgrpo", None)) == 22
+    config = config_of("sepgrpo", None)
+    config.phases = (("mllm_grpo", 14), ("dit_grpo", 8))
+    assert train.window(config) == 22
     assert train.window(config_of("align", None)) == 200
     recent = deque([1.0, math.nan], maxlen=3)
     assert train.standing(recent) is None
@@ -169,7 +171,9 @@ def test_three_steps_are_traced_into_the_run_folder(tmp_path):
     [(0, None, None), (0, 0, 2), (10, 0, 12), (0, 16, 15), (10, 4, 10), (0, 66, 63), (65, 0, 65)],
 )
 def test_the_steps_that_are_traced(start, profile, first):
-    assert train.traced(config_of("sepgrpo", None), start, profile) == first
+    config = config_of("sepgrpo", None)
+    config.steps = 66
+    assert train.traced(config, start, profile) == first
 
 
 def test_weights_and_biases_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
