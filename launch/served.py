@@ -68,7 +68,7 @@ class Place(NamedTuple):
 
     def url(self, name: str) -> str:
         """The address of a server."""
-        return f"http://127.0.0.1:{self.port + list(SERVERS).index(name)}"
+        return f"http://127.0.0.1:{self.port + list(served.SERVED).index(name)}"
 
 
 def tell(words: list[str]) -> None:
@@ -198,9 +198,8 @@ def told(rows: list[dict]) -> str:
     lines, spent, unseen = [], 0.0, 0.0
     for phase in PHASES:
         found = [row for row in rows if f"{phase}/reward_seconds" in row]
-        seconds = sum(row[f"{phase}/reward_seconds"] for row in found)
-        names = (f"{phase}/reward_seconds", f"{phase}/reward_hidden")
-        hidden = sum(row[names[0]] * row[names[1]] for row in found)
+        each = [(row[f"{phase}/reward_seconds"], row[f"{phase}/reward_hidden"]) for row in found]
+        seconds, hidden = sum(s for s, _ in each), sum(s * share for s, share in each)
         lost = sum(row[f"{phase}/failed_groups"] for row in found)
         whole = sum(row[f"{phase}/step_seconds"] for row in found)
         if found:

@@ -113,7 +113,7 @@ def prints(config: ConfigDict, trees: Sequence[str]) -> dict[str, str]:
             home = checkpoint.find(source)
             held = sorted(path for path in home.rglob("*") if path.is_file())
         named = {str(path.relative_to(home)): path for path in held}
-        found[tree] = files.content_of(files.key_of(tree, held), tree, named)
+        _, found[tree] = files.names_of(tree, named)
     return found
 
 

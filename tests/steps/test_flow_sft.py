@@ -21,6 +21,25 @@ NORM = dict(norm_num_groups=2, mid_block_add_attention=False)
 PROMPT = small.prompt(rows=2, length=8)
 
 
+def coder():
+    """An encoder of small pictures, and the parameters of its autoencoder."""
+    vae = Vae(VaeConfig(latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, **NORM))
+    params = jax.jit(vae.init)(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))["params"]
+    return Encoder(None, vae, patch=2, close_id=1, max_len=4), params
+
+
+def learn(step, params, vae, prompt, pixels):
+    """Metrics of one update from these parameters, of words behind a plain embedding."""
+    state = jax.tree.map(jnp.copy, create(params, small.LEARNER))  # the step donates it
+    frozen = {"mllm": None, "vae": vae}
+    return step(state, frozen, FlowBatch(prompt, pixels, None), jax.random.key(5))[1]
+
+
+def worded(params, table):
+    """A DiT's parameters with a plain embedding of words."""
+    return {**params, flow_sft.EMBED: {"embedding": table}}
+
+
 def test_loss_of_a_silent_network():
     """A fresh DiT predicts 0, so the error is the velocity itself; padding does not count."""
     params = jax.jit(partial(parts.init_dit, small.DIT))(jax.random.key(0))
@@ -50,20 +69,15 @@ def test_order_of_tokens_does_not_matter():
 
 def test_draws_repeat_every_picture():
     """Two draws of a batch are one draw of the batch with every row twice."""
-    vae = Vae(VaeConfig(latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, **NORM))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
-    init = jax.jit(vae.init)(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))
-    frozen = {"mllm": None, "vae": init["params"]}
     network, params = small.dit()
     table = jax.random.normal(jax.random.key(4), (32, small.DIT.condition_dim))
-    encoder = Encoder(None, vae, patch=2, close_id=1, max_len=4)
+    encoder, vae = coder()
 
     def loss(rows, draws):
-        batch = FlowBatch(jax.tree.map(lambda x: x[..., rows, :], PROMPT), pixels[rows], None)
-        state = create({**params, flow_sft.EMBED: {"embedding": table}}, small.LEARNER)
-        state = jax.tree.map(jnp.copy, state)  # the step donates it
+        prompt = jax.tree.map(lambda x: x[..., rows, :], PROMPT)
         step = flow_sft.make_step(network, encoder, small.LEARNER, shift=1.0, draws=draws)
-        return step(state, frozen, batch, jax.random.key(5))[1]["loss"]
+        return learn(step, worded(params, table), vae, prompt, pixels[rows])["loss"]
 
     twice = loss(np.array([0, 0, 1, 1]), 1)
     np.testing.assert_allclose(loss(np.array([0, 1]), 2), twice, rtol=1e-6)
@@ -71,10 +85,9 @@ def test_draws_repeat_every_picture():
 
 def test_draws_are_from_the_posterior():
     """Latents of many keys: mean and spread of the autoencoder's own moments; without, the mode."""
-    vae = Vae(VaeConfig(latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, **NORM))
-    params = jax.jit(vae.init)(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))["params"]
+    encoder, params = coder()
+    vae = encoder.vae
     pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3)), jnp.uint8)
-    encoder = Encoder(None, vae, patch=2, close_id=1, max_len=4)
     shown = References(pixels[None], jnp.ones((1, 1), jnp.int32))
     batch = FlowBatch(PROMPT, pixels, shown)
 
@@ -92,36 +105,27 @@ def test_draws_are_from_the_posterior():
 
 
 def test_a_step_that_draws_learns_other_latents():
-    vae = Vae(VaeConfig(latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, **NORM))
-    init = jax.jit(vae.init)(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))
+    encoder, vae = coder()
     network, params = small.dit()
-    params = {**params, flow_sft.EMBED: {"embedding": jnp.ones((32, small.DIT.condition_dim))}}
-    encoder = Encoder(None, vae, patch=2, close_id=1, max_len=4)
+    params = worded(params, jnp.ones((32, small.DIT.condition_dim)))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
     losses = []
     for sample in (False, True):
         step = flow_sft.make_step(network, encoder, small.LEARNER, shift=1.0, sample=sample)
-        state = jax.tree.map(jnp.copy, create(params, small.LEARNER))
-        frozen = {"mllm": None, "vae": init["params"]}
-        losses.append(step(state, frozen, FlowBatch(PROMPT, pixels, None), jax.random.key(5))[1])
-    assert abs(losses[0]["loss"] - losses[1]["loss"]) > 1e-3
+        losses.append(learn(step, params, vae, PROMPT, pixels)["loss"])
+    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 def test_batches_of_two_sizes_add_up_to_one():
     """Released loss: errors of all latent elements over their number, large pictures weigh more."""
-    vae = Vae(VaeConfig(latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, **NORM))
-    init = jax.jit(vae.init)(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))
+    encoder, vae = coder()
     network, params = small.dit()
-    params = {**params, flow_sft.EMBED: {"embedding": jnp.ones((32, small.DIT.condition_dim))}}
-    encoder = Encoder(None, vae, patch=2, close_id=1, max_len=4)
+    params = worded(params, jnp.ones((32, small.DIT.condition_dim)))
     step = flow_sft.make_step(network, encoder, small.LEARNER, shift=1.0, tokens=6.0)
     found, counts = [], (4, 8)  # DiT tokens of 8 x 8 and of 8 x 16 pixels
     for tokens in counts:
         pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 2 * tokens, 3)).astype(np.uint8)
-        state = jax.tree.map(jnp.copy, create(params, small.LEARNER))
-        frozen = {"mllm": None, "vae": init["params"]}
-        _, metrics = step(state, frozen, FlowBatch(PROMPT, pixels, None), jax.random.key(5))
-        found.append(metrics)
+        found.append(learn(step, params, vae, PROMPT, pixels))
     errors = [float(m["error"]) for m in found]
     expected = np.dot(errors, counts) / sum(counts)
     np.testing.assert_allclose(np.mean([float(m["loss"]) for m in found]), expected, rtol=1e-5)

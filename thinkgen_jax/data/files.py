@@ -100,6 +100,20 @@ def content_of(key: str, kind: str, paths: Mapping[str, Path], *more: object) ->
     return cached(key, "content", made).tobytes().hex()
 
 
+def names_of(
+    kind: str, held: Mapping[str, Path], *more: object, beside: Iterable[object] = ()
+) -> tuple[str, str]:
+    """The key of files on this disk and the short name of what they hold.
+
+    Args:
+      held: files by the names that they have inside the source.
+      more: what else the records hang on.
+      beside: what the key alone hangs on.
+    """
+    key = key_of(kind, held.values(), *more, *beside)
+    return key, content_of(key, kind, held, *more)
+
+
 def cached(key: str, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     """An array that is made once and then mapped from the user's cache folder.
 
@@ -136,8 +150,7 @@ class JsonLines:
         self.paths = listed(where, (".jsonl",))
         roots = [where.root or path.parent for path in self.paths]
         self.roots = [Path(root) for root in roots]
-        self.key = key_of("jsonl", self.paths, *self.roots)
-        self.content = content_of(self.key, "jsonl", by_name(self.paths))
+        self.key, self.content = names_of("jsonl", by_name(self.paths), beside=self.roots)
         self._places = cached(self.key, "lines", self._find)
 
     def _find(self) -> np.ndarray:
@@ -200,9 +213,8 @@ class Pictures:
             raise ValueError(f"{where.path} holds no picture {', '.join(records.PICTURES)}")
         texts = [p.with_suffix(".txt") for p in self.paths]
         found = [*self.paths, *(t for t in texts if t.exists())]
-        self.key = key_of("folder", found)
         inside = {str(path.relative_to(self.root)): path for path in found}
-        self.content = content_of(self.key, "folder", inside)
+        self.key, self.content = names_of("folder", inside)
 
     def __len__(self) -> int:
         return len(self.paths)

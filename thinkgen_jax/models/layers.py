@@ -136,7 +136,7 @@ def apart(params: Tree, stacks: Mapping[str, int]) -> Tree:
 
 def each(stack: Tree, count: int) -> list[Tree]:
     """The `count` layers of a stack, or of one that is apart already."""
-    if _layer(0) in stack:
+    if is_apart(stack):
         return [stack[_layer(number)] for number in range(count)]
     leaves, tree = jax.tree.flatten(stack)
     # A split, unlike slices, has one concatenation as its gradient.
