@@ -6,6 +6,7 @@ config; what a step does is in `phases.py`.
 
 * One commit holds all learning trees, their optimizers and averages, the place in every data stream
   and the step; a run that is killed and resumed ends with the same bits as one that was not.
+* The optimizer of a tree that does not learn in a phase waits in the host's memory.
 * A step with NaN is skipped and counted; Ctrl-C commits and says how to go on.
 """
 
@@ -31,6 +32,7 @@ from ml_collections import ConfigDict, config_flags
 from thinkgen_jax import cache, checkpoint, hosts, logs, phases, recipe, report, sharding, starts
 from thinkgen_jax.phases import Phase, Setup
 from thinkgen_jax.rewards.remote import Unavailable
+from thinkgen_jax.steps import turns
 from thinkgen_jax.structs import States
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
@@ -112,6 +114,8 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
             logs.write_text(workdir / CONFIG_FILE, plain + "\n")
         start = 0
         if saves.latest_step is not None:
+            latest = checkpoint.find(saves.folder / str(saves.latest_step))
+            starts.check_base(config, checkpoint.read_meta(latest))
             start, states = resume(saves, states, built)
             log.info("resumed at step %d of %d", start, config.steps)
         scores = {"before": recipe.evaluation(config, setup, states, workdir, "before")}
@@ -139,12 +143,7 @@ def loop(
     """Steps `start` to `config.steps`, committing on the way and at the end."""
     guard, recent = Guard(config.limit_skipped), deque(maxlen=window(config))
     root = jax.random.key(config.seed)
-    meta = {
-        "config": recipe.plain(config),
-        "preset": config.model,
-        "system": dataclasses.asdict(setup.parts.system),
-        "start": starts.sources(config),
-    }
+    meta = about(config, setup)
     first = hosts.is_first()
     bar = logs.Writer(workdir, start=start, total=config.steps, shown=SHOWN, active=first)
     with _interrupts() as stop, bar as writer, cache.Programs() as programs:
@@ -153,6 +152,7 @@ def loop(
             phase = built[name]
             writer.describe(name)
             begun, place = time.monotonic(), phase.data.get_state()
+            states = turns.turn(states, phase.learns)
             rows = "batch" if phase.learns == "mllm" else "rows"
             batch = hosts.lay(next(phase.data), rows, sliced=phase.sliced)
             try:
@@ -184,6 +184,18 @@ def loop(
                 raise SystemExit(f"stopped at step {done}; the same command goes on from there")
     saves.wait()
     return states
+
+
+def about(config: ConfigDict, setup: Setup) -> dict:
+    """What every commit says of its run: all that others need to read it."""
+    learners = setup.learners.items()
+    return {
+        "config": recipe.plain(config),
+        "preset": config.model,
+        "system": dataclasses.asdict(setup.parts.system),
+        "start": starts.sources(config),
+        "lora": {tree: dataclasses.asdict(one.lora) for tree, one in learners if one.lora},
+    }
 
 
 class Guard:
