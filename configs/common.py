@@ -77,7 +77,8 @@ def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> C
         for tree in ("mllm", "dit")
     }
     config.checkpoint = dict(every=200, keep=2)
-    config.log = dict(images=20)
+    # wandb: a project of Weights & Biases to log to as well; None tells nobody.
+    config.log = dict(images=20, wandb=placeholder(str))
     config.limit_skipped = 20  # steps with NaN in a row before the run stops
     config.evaluate = dict(count=0, steps=10, scenarios=("composition", "reasoning"))
     if preset in ("tiny", "mid"):
@@ -192,6 +193,7 @@ def flow(batch: int, streams: dict[str, dict], pictures: dict | None = None) -> 
             drop=0.1,
             plain=False,
             workers=0,
+            sample=False,  # the mode of the posterior: the nano autoencoder's is wide
         )
     )
 
@@ -200,6 +202,7 @@ def released_flow(batch: int, pictures: dict) -> dict:
     """Plans of a supervised stage at released size."""
     plans = flow(batch, {}, pictures)
     plans["flow_sft"]["drop"] = 0.1  # a guess; OmniGen2 fine-tunes with 1e-4
+    plans["flow_sft"]["sample"] = True  # OmniGen2
     plans["flow_sft"]["workers"] = 32  # a guess; `python -m launch.feeding` measures the need
     return plans
 

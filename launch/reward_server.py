@@ -9,7 +9,7 @@ A scorer has
   score(state, samples) -> list     one number, or (number, detail), for each sample
   ABOUT            {"reward", "version", "floor", "ceiling", "sees"}
 
-  POST /score   {"samples": [{"prompt", "instruction", "image", "references", "meta"}, ...]}
+  POST /score   {"samples": [{"prompt", "instruction", "image", "references", "meta", "seed"}, ...]}
                 -> {"scores": [...], "details": [...], "reward", "version"}; PNG in base64
   GET  /health  -> ABOUT and what waits
 
@@ -155,6 +155,7 @@ def parse(body):
                 "image": opened(sample["image"]) if sample.get("image") else None,
                 "references": [opened(x) for x in sample.get("references", ())],
                 "meta": meta,
+                "seed": int(sample.get("seed", 0)),
             }
         )
     return out

@@ -50,12 +50,13 @@ FENCES = {  # third-party package: beginnings of the paths, below the package, t
     **{"scipy": ("world/", "data/"), "PIL": ("world/", "data/", "logs.py", "rewards/remote.py")},
     **{"matplotlib": ("report.py",), "tensorboardX": ("logs.py",), "tqdm": ("logs.py",)},
     **{"httpx": ("rewards/remote.py",), "rapidfuzz": ("rewards/words.py",)},
-    **{"rapidocr": ("rewards/words.py",), "pickle": ("bench/risebench.py",)},  # which only writes
+    **{"rapidocr": ("rewards/words.py",), "wandb": ("logs.py",)},
+    **{"pickle": ("bench/risebench.py",)},  # which only writes
     **{name: () for name in ("torch", "cloudpickle", "dill", "Levenshtein")},
 }
 PRINTERS = (*DOORS, "cli.py", "world/gates.py", "world/attacks.py", "world/calibrate.py")
 WITHOUT_JAX = ("data/", "world/")
-OPTIONAL = {"rapidocr"}  # named in launch/requirements-*.txt
+OPTIONAL = {"rapidocr", "wandb"}  # named in launch/requirements-*.txt
 DISTRIBUTIONS = {
     **{"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"},
     **{"tensorflow_datasets": "tensorflow-datasets"},

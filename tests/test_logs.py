@@ -3,6 +3,7 @@
 
 import json
 import logging
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +97,68 @@ def test_resume_cuts_back_to_the_commit(tmp_path):
     with Writer(tmp_path):  # from the beginning: nothing stays
         assert logs.read_metrics(tmp_path) == []
         assert not any(tag == "loss" for _, tag, _ in events(tmp_path))
+
+
+class Service:
+    """What the package of Weights & Biases is to us: it notes what it is given."""
+
+    def __init__(self):
+        self.begun, self.said, self.finished, self.refuses = [], [], 0, None
+
+    def init(self, **how):
+        if self.refuses:
+            raise RuntimeError(self.refuses)
+        self.begun.append(how)
+        return self
+
+    def Settings(self, **how):  # noqa: N802
+        return how
+
+    def Image(self, picture):  # noqa: N802
+        return picture.shape
+
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, row):
+        self.said.append(row)
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_numbers_and_pictures_go_elsewhere_as_well(tmp_path, monkeypatch):
+    service = Service()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    how = dict(project="mine", config={"seed": 3})
+    with Writer(tmp_path, **how) as writer:
+        writer.scalars(1, {"loss": jnp.float32(0.5)}, "dit")
+        writer.images(2, "held_out", [np.zeros((8, 8, 3), np.uint8)], ["x"])
+        writer.scalars(2, {"loss": jnp.float32(0.25)}, "dit")
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in service.said]
+    assert rows[1:] == [{"dit/loss": 0.5, "step": 1}, {"dit/loss": 0.25, "step": 2}]
+    assert rows[0]["step"] == 2 and len(rows[0]["pictures/held_out"]) == 3
+    (begun,) = service.begun
+    assert (begun["project"], begun["name"], begun["config"]) == (
+        "mine",
+        tmp_path.name,
+        {"seed": 3},
+    )
+    assert begun["settings"] == dict(console="off", disable_git=True, save_code=False)
+    with Writer(tmp_path, start=1, **how):
+        pass
+    assert service.begun[1]["id"] == begun["id"] and begun["resume"] == "allow"
+    assert service.finished == 2
+    with Writer(tmp_path):
+        assert len(service.begun) == 2  # nobody asked
+
+
+def test_a_service_that_refuses_is_one_line(tmp_path, monkeypatch):
+    service = Service()
+    service.refuses = "api_key not configured\nlong advice"
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    with pytest.raises(ValueError, match="^config.log.wandb = 'mine': api_key not configured$"):
+        Writer(tmp_path, project="mine")
 
 
 def test_other_processes_write_nothing(tmp_path):

@@ -216,6 +216,7 @@ def test_a_group_without_an_answer_is_no_number():
         (dict(combine="max"), "combine = 'max' is not one of"),
         (dict(drop_limit=1.5), "drop_limit = 1.5"),
         (dict(rewards={"hpsv3": 1.0}), "'hpsv3' needs an address in servers"),
+        (dict(against=("e.jsonl",)), r"against = \('e.jsonl',\): there are no sets"),
     ],
 )
 def test_reinforcement_plans_out_of_range_are_refused(bad, message):
@@ -237,6 +238,28 @@ def test_requests_of_prompt_sets(tmp_path):
     assert phases.stream_of(asked, streams) is streams[0]
     known = facts.of(asked[0])
     assert known["tag"] == "colors" and known["include"][0]["class"] == asked[0].prompt
+
+
+def test_what_evaluations_ask_is_not_trained_on(tmp_path, monkeypatch):
+    """Of three prompts one is asked; the log tells which, and of sets that nobody compared."""
+    rows = [{"tag": "colors", "include": [], "prompt": f"a {c} cup"} for c in ("red", "RED", "tan")]
+    for name, some in (("m.jsonl", rows), ("e.jsonl", rows[1:2])):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, some)))
+    told = []
+    monkeypatch.setattr(phases.logs, "note", told.append)
+    sets = (PromptSet("geneval", str(tmp_path / "m.jsonl"), "composition"),)
+    asked = str(tmp_path / "e.jsonl")
+    made = plan(prompts=1, streams=STREAMS, sets=sets, against=(asked,))
+    system = presets.get("nano")
+    setup = phases.Setup(parts.build(system, toy_text(system)), {}, {}, {}, 0)
+    data = phases._requests(made, setup)
+    assert {next(data)[0].prompt for _ in range(4)} == {"a tan cup"}
+    assert told == [
+        "prompt sets: 3 prompts read, 1 kept, 0 repeated",
+        f"prompt sets: {asked} asks 1, 2 taken out; m.jsonl:1: a red cup; m.jsonl:2: a RED cup",
+    ]
+    phases._requests(plan(prompts=1, sets=sets), setup)
+    assert told[2] == "prompt sets: 3 prompts, compared with no evaluation"
 
 
 def test_conditions_are_cut_where_every_row_fits_and_widened_to_each_other():

@@ -75,8 +75,34 @@ def test_encodings_are_what_the_step_would_have_made(tmp_path, monkeypatch):
     with config.unlocked():
         config.plans.flow_sft.corpus.encoded = str(out)
     monkeypatch.setattr(starts, "tree_params", only_dit(starts.tree_params))
+    config.seed += 1  # what is random is other networks then
+    with pytest.raises(ValueError, match="was made by another mllm .random, tiny, seed 0. than"):
+        train.run(config, tmp_path / "other")
+    config.seed -= 1
     rows = logs.read_metrics(train.run(config, tmp_path / "run"))
     assert len(rows) == 2 and all(np.isfinite(row["flow_sft/loss"]) for row in rows)
+
+
+def test_draws_from_the_posterior_are_the_same_again(tmp_path):
+    """One draw a picture: not the mode, not another's, and what a lost shard gets back."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    for number in range(2):  # the same picture twice
+        (tmp_path / f"a_cat_{number}.png").write_bytes(real.picture(0, size=(64, 64)))
+    how, found = dict(batch=1, shard=2, dtype="float32"), {}
+    for name, sample in (("mode", False), ("drawn", True), ("again", True)):
+        config = config_of(tmp_path)
+        config.plans.flow_sft.sample = sample
+        precompute.encode(config, tmp_path / name, **how)
+        coded = encoded.Encodings(str(tmp_path / name))
+        found[name] = np.stack([coded[n].target.tokens for n in range(2)])
+    np.testing.assert_array_equal(found["again"], found["drawn"])
+    np.testing.assert_array_equal(found["mode"][0], found["mode"][1])
+    apart = [np.abs(a - b).mean() for a, b in (found["drawn"], (found["mode"], found["drawn"]))]
+    assert min(apart) > 1e-4
+    with pytest.raises(ValueError, match=r"something else:\n  sample: True -> False"):
+        config.plans.flow_sft.sample = False
+        precompute.encode(config, tmp_path / "drawn", **how)
 
 
 def encoded_live(config, count):

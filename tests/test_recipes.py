@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thinkgen_jax import logs, train
+from thinkgen_jax import logs, recipe, train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-APART = ("__init__", "common", "sepgrpo", "own")  # own: data/test_corpus.py
+APART = ("__init__", "common", "sepgrpo", "own", "served")  # data/test_corpus, launch/test_served
 RECIPES = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in APART)
 
 
@@ -22,3 +22,12 @@ def test_recipe_takes_two_steps(name, tmp_path):
     assert [row["step"] for row in rows] == [1, 2]
     losses = [v for row in rows for k, v in row.items() if k.endswith("/loss")]
     assert len(losses) == 2 and np.isfinite(losses).all()
+
+
+def test_drawing_without_guidance_is_measured_where_it_is_trained():
+    def asked(name, argument):
+        config = importlib.import_module(f"configs.{name}").get_config(argument)
+        return "thinking, temperature 1, no guidance" in recipe.modes(config)
+
+    assert asked("sepgrpo", "nano") and asked("dit_grpo", "nano")
+    assert not asked("sepgrpo", "nano,rl=plain") and not asked("mllm_grpo", "nano")

@@ -33,7 +33,7 @@ def config_of(name, arg="tiny"):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_answers_its_arguments(name):
-    small = ("nano_vae", "nano_mllm", "nano_dit")
+    small = ("nano_vae", "nano_mllm", "nano_dit", "served")
     for arg in (None, "tiny", *(() if name in small else ("thinkgen", "thinkgen,mesh=v5p-64"))):
         config = config_of(name, arg)
         assert config.name == name and config.steps > 0
@@ -161,6 +161,37 @@ def test_guard_stops_after_too_many_skipped_steps():
     guard.see(4, {"skipped": 1.0})
     with pytest.raises(ValueError, match="step 4: 2 steps in a row"):
         guard.settle()
+
+
+def test_three_steps_are_traced_into_the_run_folder(tmp_path):
+    """Of two steps both; a trace is a file that names what ran."""
+    config = config_of("nano_vae")
+    train.run(config, tmp_path / "run", profile=0)
+    (found,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
+    assert b"jit_step" in found.read_bytes()
+    assert "profile: " in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("start", "profile", "first"),
+    [(0, None, None), (0, 0, 2), (10, 0, 12), (0, 16, 15), (10, 4, 10), (0, 66, 63), (65, 0, 65)],
+)
+def test_the_steps_that_are_traced(start, profile, first):
+    assert train.traced(config_of("sepgrpo", None), start, profile) == first
+
+
+def test_weights_and_biases_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    change = lambda c: c.log.update(wandb="mine")  # noqa: E731
+    refused(change, "config.log.wandb = 'mine' needs .* launch/requirements-wandb.txt", tmp_path)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_who_is_told_may_change_in_a_run_that_goes_on(tmp_path):
+    config = config_of("nano_vae")
+    (tmp_path / "config.json").write_text(json.dumps(recipe.plain(config)))
+    config.log.wandb = "mine"
+    train.check_config(tmp_path, config, fresh=False)
 
 
 class Still:

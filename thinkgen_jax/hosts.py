@@ -11,6 +11,7 @@
 * The first host alone writes logs, the config and reports; all of them write commits.
 """
 
+import hashlib
 import json
 from typing import Any
 
@@ -125,6 +126,18 @@ def rows_here(x: jax.Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found.sort(key=lambda one: one[0][0])
     none = (np.arange(0), np.empty((0, *x.shape[1:]), x.dtype))
     return tuple(np.concatenate(many) for many in zip(none, *found, strict=True))
+
+
+def same(what: str, content: str) -> None:
+    """Makes sure that every host sees the same, by a short name of the content.
+
+    Raises:
+      ValueError: on all hosts, when one of them sees something else.
+    """
+    found = exchange(hashlib.sha256(content.encode()).hexdigest())
+    others = [index for index, digest in enumerate(found) if digest != found[0]]
+    if others:
+        raise ValueError(f"{what}: hosts {others} see other files there than host 0")
 
 
 def wait(name: str) -> None:

@@ -5,12 +5,15 @@
 - Everything is cut back to the commit a run goes on from, so that a run that was killed leaves the
   same record as one that was not.
 - Files below the working directory: `log.txt`, `metrics.jsonl` (one row a step), `events/`
-  (TensorBoard), `pictures/<name>/<step>.png`.
+  (TensorBoard), `pictures/<name>/<step>.png`, with `--profile` `profile/` (TensorBoard, Perfetto).
+- Numbers and pictures go to Weights & Biases as well where a project is named; its key and its
+  address are its own business (`wandb login`), nothing of them is read or written here.
 """
 
 import json
 import logging
 import math
+import secrets
 import shutil
 import sys
 import time
@@ -29,6 +32,9 @@ from thinkgen_jax.structs import Tree
 METRICS = "metrics.jsonl"
 EVENTS = "events"
 PICTURES = "pictures"
+PROFILE, PROFILED = "profile", 3  # folder of a trace, and its steps
+WANDB = "wandb.json"  # which run of Weights & Biases this one is
+EXTRA = "launch/requirements-wandb.txt"
 CELL = 160  # smaller pictures are enlarged to at least this side in a grid
 WIDEST = 320  # larger ones are shrunk to this side
 LINES = 10  # longest caption in lines
@@ -82,6 +88,8 @@ class Writer:
         total: int | None = None,
         shown: Sequence[str] = (),
         active: bool = True,
+        project: str | None = None,
+        config: Mapping | None = None,
     ):
         """Opens the logs below `workdir` and cuts them back to step `start`.
 
@@ -91,16 +99,23 @@ class Writer:
           total: Steps the run will have, for the progress bar; None shows no bar.
           shown: Last parts of the names of the numbers that stand beside the bar.
           active: False makes every call a no-op: all processes but the first of a larger run.
+          project: Project of Weights & Biases to log to as well; None logs nowhere else.
+          config: What is shown there beside the curves.
+
+        Raises:
+          ValueError: a project is named, and Weights & Biases is not installed or refuses.
         """
         self.folder = Path(workdir)
         self._active = active
         self._pending: dict[int, dict[str, Tree]] = {}
         self._shown = tuple(shown)
         self._last: dict[str, float] = {}
-        self._bar = None
+        self._bar = self._wandb = None
         if not active:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        if project is not None:
+            self._wandb = Elsewhere(self.folder, project, dict(config or {}))
         truncate(self.folder, start)
         rows = read_metrics(self.folder)
         self._began = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
@@ -147,6 +162,8 @@ class Writer:
         picture = grid(images, captions)
         save_png(self.folder / PICTURES / name / f"{step:07d}.png", picture)
         self._events.add_image(name, picture, step, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.image(step, name, picture)
 
     def describe(self, text: str) -> None:
         """Puts a word before the progress bar, e.g. the phase."""
@@ -167,6 +184,8 @@ class Writer:
         self._active = False
         self._file.close()
         self._events.close()
+        if self._wandb is not None:
+            self._wandb.close()
         if self._bar is not None:
             self._bar.close()
 
@@ -177,8 +196,11 @@ class Writer:
             finite = {name: x if math.isfinite(x) else None for name, x in row.items()}
             self._file.write(json.dumps({"step": done, **finite}) + "\n")
             self._file.flush()
-            for name, value in row.items():
+            told = {name: x for name, x in row.items() if math.isfinite(x)}
+            for name, value in told.items():
                 self._events.add_scalar(name, value, done)
+            if self._wandb is not None:
+                self._wandb.scalars(done, told)
             self._show(done, row)
 
     def _show(self, step: int, row: Mapping[str, float]) -> None:
@@ -189,6 +211,91 @@ class Writer:
         shown = {name: f"{x:.4g}" for name, x in self._last.items()}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
+
+
+def elsewhere(project: str):
+    """The package of Weights & Biases.
+
+    Raises:
+      ValueError: when it is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as err:
+        line = f"config.log.wandb = {project!r} needs Weights & Biases: pip install -r {EXTRA}"
+        raise ValueError(line) from err
+    return wandb
+
+
+class Elsewhere:
+    """An open run of Weights & Biases; steps are a number of its own, for they come unordered.
+
+    Rows that a killed run had written past its last commit stay there, beside their repetition.
+    """
+
+    def __init__(self, folder: Path, project: str, config: dict):
+        """Opens a run called like the folder, or goes on with the one that the folder names.
+
+        Raises:
+          ValueError: when the package is missing or does not let us in.
+        """
+        wandb, path = elsewhere(project), folder / WANDB
+        known = json.loads(path.read_text())["id"] if path.exists() else secrets.token_hex(8)
+        # Neither the screen nor the working tree is any of its business.
+        quiet = wandb.Settings(console="off", disable_git=True, save_code=False)
+        where = dict(project=project, name=folder.name, id=known, resume="allow", dir=str(folder))
+        try:
+            self._run = wandb.init(**where, config=config, settings=quiet)
+        except Exception as err:  # whatever it says of keys and networks
+            said = (str(err).strip().splitlines() or [type(err).__name__])[0]
+            raise ValueError(f"config.log.wandb = {project!r}: {said}") from err
+        self._picture = wandb.Image
+        self._run.define_metric("*", step_metric="step")
+        write_text(path, json.dumps({"id": known}))
+
+    def scalars(self, step: int, row: Mapping[str, float]) -> None:
+        """Sends the numbers of a step."""
+        self._run.log({**row, "step": step})
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Sends a picture, uint8 HWC."""
+        self._run.log({f"pictures/{name}": self._picture(picture), "step": step})
+
+    def close(self) -> None:
+        """Waits until everything is sent."""
+        self._run.finish()
+
+
+class Trace:
+    """Traces `PROFILED` steps into `<workdir>/profile/`. Use as a context manager."""
+
+    def __init__(self, workdir: str | Path, first: int | None):
+        """Takes the first step to trace, counted from 0; None traces nothing."""
+        self.folder, self.first, self._on = Path(workdir) / PROFILE, first, False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def before(self, step: int) -> None:
+        """Begins with the first of the steps."""
+        if step == self.first:
+            jax.profiler.start_trace(str(self.folder))
+            self._on = True
+
+    def after(self, step: int, states: Tree) -> None:
+        """Ends behind the last of the steps, once the device has done it."""
+        if self._on and step + 1 == self.first + PROFILED:
+            jax.block_until_ready(states)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._on:
+            self._on = False
+            jax.profiler.stop_trace()
+            note(f"profile: {self.folder}; for TensorBoard or ui.perfetto.dev")
 
 
 def truncate(workdir: str | Path, step: int) -> None:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkgen_jax import logs, rewards, rollout, scoring
+from thinkgen_jax import hosts, logs, rewards, rollout, scoring
 from thinkgen_jax.data import batches, corpus, encoded, feeding, prompt_sets
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.data.corpus import Corpus
@@ -61,6 +61,8 @@ class SftPlan:
       draws: times, each with its own noise, at which a picture is learned in a step (flow_sft).
       shift: time shift of training, larger is nearer to the noise; None takes the system's
         (flow_sft).
+      sample: learn draws from the autoencoder's posterior, as the release does, instead of its mode
+        (flow_sft).
       loss: constants of the reconstruction loss (vae_sft).
       crop: side of cut-outs in pixels, 0 for whole pictures (vae_sft).
     """
@@ -76,6 +78,7 @@ class SftPlan:
     plain: bool = False
     draws: int = 1
     shift: float | None = None
+    sample: bool = False
     loss: vae_sft.VaeLoss = field(default_factory=vae_sft.VaeLoss)
     crop: int = 0
 
@@ -109,6 +112,7 @@ class RlPlan:
       streams: kinds of request batches, mixed by weight.
       sets: prompt sets that requests come from instead of the miniature world; the streams then say
         only the length and pictures of their scenarios.
+      against: prompt files of evaluations; what they ask is taken out of the sets.
       draw: how pictures are drawn for the reward.
       rewards: reward names and weights.
       servers: where rewards are scored that are not scored here, by name.
@@ -135,6 +139,7 @@ class RlPlan:
     inner: int = 1
     draw: Draw = field(default_factory=Draw)
     sets: tuple[PromptSet, ...] = ()
+    against: tuple[str, ...] = ()
     rewards: Mapping[str, float] = field(default_factory=lambda: {"miniature": 1.0})
     servers: Mapping[str, Service] = field(default_factory=dict)
     combine: str = "sum"
@@ -161,6 +166,8 @@ class RlPlan:
             raise ValueError(f"width = {self.width} does not fit the window {self.window}")
         if not 0 <= self.silent <= 1:
             raise ValueError(f"silent = {self.silent}: must lie in [0, 1]")
+        if self.against and not self.sets:
+            raise ValueError(f"against = {self.against}: there are no sets to take prompts out of")
         if self.combine not in COMBINE:
             raise ValueError(f"combine = {self.combine!r} is not one of {COMBINE}")
         if not 0 <= self.drop_limit <= 1:
@@ -261,6 +268,7 @@ def _flow(plan: SftPlan, setup: Setup) -> Phase:
         draws=plan.draws,
         frame=len(parts.text.pseudo("")),
         tokens=tokens,
+        sample=plan.sample,
     )
     frozen = {tree: setup.frozen.get(tree) for tree in ("mllm", "vae")}
 
@@ -289,12 +297,13 @@ def _flow_data(plan: SftPlan, setup: Setup):
     if plan.corpus.encoded is not None:
         found = encoded.Encodings(plan.corpus.encoded)
         encoded.check(found, width=setup.parts.system.dit.condition_dim, plain=plan.plain)
+        hosts.same(f"corpus.encoded = {plan.corpus.encoded}", found.content)
         data, weights = encoded.streams(
             found, size=plan.batch, drop=plan.drop, seed=setup.seed, host=host
         )
         feed = batches.mixed(data, weights, workers=plan.workers)
         return feed, encoded.mean_tokens(found)
-    return feeding.feed(
+    feed, tokens = feeding.feed(
         plan.corpus,
         shape,
         multiple=corpus.multiple_of(side),
@@ -304,6 +313,8 @@ def _flow_data(plan: SftPlan, setup: Setup):
         host=host,
         **how,
     )
+    hosts.same("corpus.sources", feed.content)
+    return feed, tokens
 
 
 def _mixed(data: Sequence, plan: SftPlan):
@@ -518,7 +529,11 @@ def _requests(plan: RlPlan, setup: Setup):
     shape = _shape(setup)
     if plan.sets:
         items = [item for one in plan.sets for item in prompt_sets.read(one)]
+        items, told = prompt_sets.apart(items, plan.against)
+        for line in told:
+            logs.note(line)
         side = setup.parts.system.image_size
+        prompt_sets.check_pictures(items, side)
         how = dict(size=plan.prompts, seed=setup.seed, picture=side)
         return batches.mixed(*prompt_sets.streams(items, **how))
     data = [batches.request_stream(s, shape, size=plan.prompts) for s in plan.streams]

@@ -9,8 +9,11 @@
 latents of its pictures and the MLLM's states behind its words. The same line again goes on with the
 first shard that is missing. Training on it loads neither MLLM nor autoencoder.
 
-* Which captions lose their preface is decided here, once; which words are dropped for guidance is
-  decided anew in training.
+* Which captions lose their preface is decided here, once, and where the stage learns draws from
+  the autoencoder's posterior (`sample`) each picture has one; which words are dropped for guidance
+  is decided anew in training.
+* The folder knows the networks that made it by their files' content: a run that names others is
+  refused.
 """
 
 import dataclasses
@@ -27,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from thinkgen_jax import cache, cli, logs, parts, recipe, sharding, starts
 from thinkgen_jax.data import corpus, encoded, feeding, packed
 from thinkgen_jax.data.buckets import Group
-from thinkgen_jax.data.corpus import Corpus, Opened
+from thinkgen_jax.data.corpus import Opened
 from thinkgen_jax.data.encoded import Element
 from thinkgen_jax.data.feeding import Example
 from thinkgen_jax.data.prompts import assemble
@@ -36,8 +39,9 @@ from thinkgen_jax.data.sources import generator
 from thinkgen_jax.data.text import TAKEN
 from thinkgen_jax.hf import assets
 from thinkgen_jax.parts import Parts
+from thinkgen_jax.phases import SftPlan
 from thinkgen_jax.steps import flow_sft
-from thinkgen_jax.structs import EncodedBatch, FlowBatch, Packed, Tree
+from thinkgen_jax.structs import EncodedBatch, FlowBatch, Key, Packed, Tree
 
 FLAGS = cli.values()
 CONFIG = config_flags.DEFINE_config_file("config", None, "Stage.", flag_values=FLAGS)
@@ -109,7 +113,8 @@ def encode(config: ConfigDict, out: Path, *, batch: int, shard: int, dtype: str)
         areas = [t.group.target[0] * t.group.target[1] / side**2 for t in _firsts(tasks)]
         meta = {
             "content": feeding.content(opened),
-            "start": {t: v for t, v in starts.sources(config).items() if t != "dit"},
+            "made": starts.prints(config, recipe.ENCODERS),
+            "sample": plan.sample,
             "marker": built.text.marker,
             "corpus": {k: v for k, v in dataclasses.asdict(plan.corpus).items() if k not in FREE},
             "seed": config.seed,
@@ -122,10 +127,10 @@ def encode(config: ConfigDict, out: Path, *, batch: int, shard: int, dtype: str)
         encoded.begin(out, meta)
         missing = [t for t in tasks if not (out / f"{t.name}.json").exists()]
         if missing or not (out / encoded.NULL).exists():
-            frozen = {t: starts.tree_params(config, system, t, log) for t in ("mllm", "vae")}
+            frozen = {t: starts.tree_params(config, system, t, log) for t in recipe.ENCODERS}
             _null(built, frozen, plan.corpus.length, out / encoded.NULL, dtype)
             for task in missing:
-                _write(task, built, frozen, opened, plan.corpus, out, batch, dtype, config.seed)
+                _write(task, built, frozen, opened, plan, out, batch, dtype, config.seed)
                 log.info("%s: %d records", task.name, len(task.rows))
     _check(out, tasks, opened, plan.corpus.broken)
     return encoded.finish(out, [t.name for t in tasks], [t.kind for t in tasks])
@@ -156,7 +161,7 @@ def _write(
     built: Parts,
     frozen: Tree,
     opened: Opened,
-    made: Corpus,
+    plan: SftPlan,
     out: Path,
     batch: int,
     dtype: str,
@@ -165,7 +170,7 @@ def _write(
     """Writes one shard and, behind it, what was skipped."""
     skipped: list[tuple[str, str]] = []
     source = opened.sources[task.source]
-    taken = (*TAKEN, built.text.marker)
+    taken, made = (*TAKEN, built.text.marker), plan.corpus
 
     def examples() -> Iterator[tuple[str, Example]]:
         for row in task.rows.tolist():
@@ -181,13 +186,14 @@ def _write(
             yield record.id, Example(words, image, shown, ())
 
     def elements() -> Iterator[bytes]:
-        for some in _chunks(examples(), batch):
+        for number, some in enumerate(_chunks(examples(), batch)):
             names, rows = zip(*some, strict=True)
             full = [*rows, *[rows[-1]] * (batch - len(rows))]  # one shape, one program
             data, _ = feeding.flow_batch(
                 full, group=task.group, text=built.text, length=made.length, plain=False
             )
-            found = _cut(_encode(built, frozen, data), len(rows))
+            key = _key(seed, task.name, number) if plan.sample else None
+            found = _cut(_encode(built, frozen, data, key), len(rows))
             for name, element in zip(names, found, strict=True):
                 yield encoded.pack(element, name=name, dtype=dtype)
 
@@ -206,14 +212,19 @@ def _chunks(items: Iterator, size: int) -> Iterator[list]:
         yield held
 
 
-def _encode(built: Parts, frozen: Tree, data: FlowBatch) -> EncodedBatch:
+def _key(seed: int, name: str, number: int) -> Key:
+    """The draws of one batch of a shard, the same when it is made again."""
+    return jax.random.key(int(generator(seed, f"posterior {name}", number).integers(2**31)))
+
+
+def _encode(built: Parts, frozen: Tree, data: FlowBatch, key: Key | None) -> EncodedBatch:
     frame = len(built.text.pseudo(""))
-    return jax.device_get(_jitted(frozen, data, encoder=built.encoder, frame=frame))
+    return jax.device_get(_jitted(frozen, data, key, encoder=built.encoder, frame=frame))
 
 
 @partial(jax.jit, static_argnames=("encoder", "frame"))
-def _jitted(frozen: Tree, data: FlowBatch, *, encoder, frame: int) -> EncodedBatch:
-    return flow_sft.encode(encoder, frozen, data, frame=frame)
+def _jitted(frozen: Tree, data: FlowBatch, key, *, encoder, frame: int) -> EncodedBatch:
+    return flow_sft.encode(encoder, frozen, data, key, frame=frame)
 
 
 def _cut(found: EncodedBatch, count: int) -> Iterator[Element]:

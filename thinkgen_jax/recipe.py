@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from thinkgen_jax import logs, parts, phases, pipeline, sharding, starts
 from thinkgen_jax.bench import miniature
-from thinkgen_jax.data import corpus
+from thinkgen_jax.data import corpus, encoded
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.data.corpus import Corpus, Source
 from thinkgen_jax.data.prompt_sets import PromptSet
@@ -36,6 +36,7 @@ from thinkgen_jax.structs import Params, States
 from thinkgen_jax.world import tasks
 
 CURVES = ("loss", "reward", "kl", "psnr", "entropy", "grad_norm")
+ENCODERS = ("mllm", "vae")  # trees that encode what the DiT learns from
 
 
 def plain(config: ConfigDict) -> dict:
@@ -51,6 +52,9 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     """
     check_phases(config)
     check_rows(config)
+    if is_encoded(config):
+        folder = Path(config.plans.flow_sft.corpus.encoded)
+        encoded.check_made(folder, starts.prints(config, ENCODERS))
     system = starts.system_of(config)
     built = parts.build(system, assets.load_text(starts.words_folder(config), system))
     learns = set(trained_trees(config))
@@ -275,6 +279,13 @@ def trained_trees(config: ConfigDict) -> tuple[str, ...]:
     return tuple(dict.fromkeys(LEARNS[name] for name, _ in config.phases))
 
 
+def modes(config: ConfigDict) -> dict[str, miniature.Mode]:
+    """How a run's policies are asked before and after."""
+    block = config.plans.get("dit_grpo")
+    free = block is not None and block.draw.guidance.text <= 1
+    return {**miniature.MODES, **(miniature.UNGUIDED if free else {})}
+
+
 def evaluation(
     config: ConfigDict,
     setup: Setup,
@@ -308,6 +319,7 @@ def evaluation(
         count=config.evaluate.count,
         workdir=workdir,
         when=when,
+        modes=modes(config),
         settings=pipeline.default(setup.parts.system, batch=32, steps=config.evaluate.steps),
     )
     plainly = [{k: np.asarray(v).tolist() for k, v in part.items()} for part in found]

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from thinkgen_jax import checkpoint, learned, parts, sharding
+from thinkgen_jax.data import files
 from thinkgen_jax.hf import assets, folders
 from thinkgen_jax.hf.rules import flatten, unflatten
 from thinkgen_jax.models import lora, presets
@@ -125,6 +126,31 @@ def fresh_adapters(config: ConfigDict, tree: str, params: Tree, cfg: LoraConfig)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     adapters = jax.jit(lambda key: lora.init(shapes, cfg, key))(_key(config, tree))
     return jax.device_put(adapters, sharding.infer(adapters, _mesh()))
+
+
+def prints(config: ConfigDict, trees: Sequence[str]) -> dict[str, str]:
+    """Short names of trees' parameters, the same wherever their files lie.
+
+    Raises:
+      ValueError: for a source that is not there.
+    """
+    found = {}
+    for tree in trees:
+        source = config.start[tree]
+        if source == "random":
+            found[tree] = f"random, {config.model}, seed {config.seed}"
+            continue
+        if source == "assets":
+            home, held = parts.ASSETS, [parts.ASSETS / f"{tree}.safetensors"]
+        elif released(source):
+            home = folders.home_of(source, tree)
+            held = sorted(home.glob("*.safetensors"))
+        else:
+            home = checkpoint.find(source)
+            held = sorted(path for path in home.rglob("*") if path.is_file())
+        named = {str(path.relative_to(home)): path for path in held}
+        found[tree] = files.content_of(files.key_of(tree, held), tree, named)
+    return found
 
 
 def tree_params(config: ConfigDict, system: System, tree: str, log) -> Tree:

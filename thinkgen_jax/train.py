@@ -42,6 +42,10 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Run or released folder that is the start, instead of config.start."
 )
 FRESH = flags.DEFINE_bool("fresh", False, "Move an existing run aside and start over.")
+PROFILE = flags.DEFINE_bool("profile", False, "Trace three steps into the run folder.")
+PROFILE_FROM = flags.DEFINE_integer(
+    "profile_from", None, "First of them, from 1; default the third after the start."
+)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run on several hosts, see hosts.py.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "address:port of host 0; off Cloud TPUs.")
 HOSTS = flags.DEFINE_integer("hosts", None, "Number of hosts, with --coordinator.")
@@ -49,9 +53,10 @@ HOST = flags.DEFINE_integer("host", None, "This host's number from 0, with --coo
 
 CONFIG_FILE = "config.json"
 PLACES = ("mesh.", "arg")  # where a run goes on may differ; its preset is in config.model
-# What may change in a run that goes on: where rewards are asked and how patiently.
+# What may change in a run that goes on: where rewards are asked and how patiently, and who is told.
 MOVABLE = re.compile(
     r"plans\.\w+\.(drop_limit|servers\..+\.(urls|key|timeout|tries|backoff|workers|limit))"
+    r"|log\.wandb"
 )
 SHOWN = ("loss", "reward", "kl", "skipped")  # numbers beside the progress bar
 
@@ -70,7 +75,9 @@ def main(argv: list[str]) -> None:
             config.seed = config.seed if SEED.value is None else SEED.value
             if CHECKPOINT.value is not None:
                 config.start.update(starts.of_checkpoint(CHECKPOINT.value))
-        run(config, Path(WORKDIR.value or default_workdir(config)), fresh=FRESH.value)
+        profile = (PROFILE_FROM.value or 0) if PROFILE.value else None
+        workdir = Path(WORKDIR.value or default_workdir(config))
+        run(config, workdir, fresh=FRESH.value, profile=profile)
     except (ValueError, OSError) as err:
         print(f"error: {err}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -79,8 +86,14 @@ def main(argv: list[str]) -> None:
         raise SystemExit(130) from None
 
 
-def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
+def run(
+    config: ConfigDict, workdir: Path, *, fresh: bool = False, profile: int | None = None
+) -> Path:
     """Trains one config to its end, or goes on with the run in its folder; returns the folder.
+
+    Args:
+      fresh: moves an existing run aside.
+      profile: first step to trace, from 1; 0 is the third after the start, None traces nothing.
 
     Raises:
       ValueError: for anything a user can put right; nothing already done is lost.
@@ -88,6 +101,8 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # the workers that make batches ask flags of their own
     checkpoint.ensure_space(workdir, 0)
+    if config.log.get("wandb"):
+        logs.elsewhere(config.log.wandb)  # now, not behind the evaluation
     if hosts.is_first():
         check_config(workdir, config, fresh=fresh)
     page = workdir / report.PAGE
@@ -119,7 +134,7 @@ def run(config: ConfigDict, workdir: Path, *, fresh: bool = False) -> Path:
             start, states = resume(saves, states, built)
             log.info("resumed at step %d of %d", start, config.steps)
         scores = {"before": recipe.evaluation(config, setup, states, workdir, "before")}
-        states = loop(config, workdir, saves, setup, states, built, start)
+        states = loop(config, workdir, saves, setup, states, built, start, profile)
         # Trees get what they learned one by one, so that each policy's effect stands alone.
         trees = recipe.trained_trees(config)
         for n, tree in enumerate(trees, start=1):
@@ -139,15 +154,17 @@ def loop(
     states: States,
     built: dict[str, Phase],
     start: int,
+    profile: int | None = None,
 ) -> States:
     """Steps `start` to `config.steps`, committing on the way and at the end."""
     guard, recent = Guard(config.limit_skipped), deque(maxlen=window(config))
     root = jax.random.key(config.seed)
     meta = about(config, setup)
-    first = hosts.is_first()
-    bar = logs.Writer(workdir, start=start, total=config.steps, shown=SHOWN, active=first)
-    with _interrupts() as stop, bar as writer, cache.Programs() as programs:
+    bar = writer_of(config, workdir, start)
+    trace = logs.Trace(workdir, traced(config, start, profile))
+    with _interrupts() as stop, bar as writer, cache.Programs() as programs, trace:
         for step in range(start, config.steps):
+            trace.before(step)
             name = phases.at(step, config.phases)
             phase = built[name]
             writer.describe(name)
@@ -167,6 +184,7 @@ def loop(
                 saves.wait()
                 raise ValueError(f"step {step + 1}: {err}; the same command goes on") from None
             hosts.settle(states)
+            trace.after(step, states)
             done = step + 1
             spent = {"step_seconds": time.monotonic() - begun, "programs": programs.count}
             writer.scalars(done, {**metrics, **spent}, name)
@@ -226,6 +244,27 @@ class Guard:
             )
 
 
+def writer_of(config: ConfigDict, workdir: Path, start: int) -> logs.Writer:
+    """The logs of a run that goes on from a step; those of the first host alone."""
+    return logs.Writer(
+        workdir,
+        start=start,
+        total=config.steps,
+        shown=SHOWN,
+        active=hosts.is_first(),
+        project=config.log.get("wandb"),
+        config=recipe.plain(config),
+    )
+
+
+def traced(config: ConfigDict, start: int, profile: int | None) -> int | None:
+    """The first step to trace, counted from 0, so that the run does not end before the last."""
+    if profile is None or not hosts.is_first():
+        return None
+    first = profile - 1 if profile else start + 2  # the first two compile
+    return max(start, min(first, config.steps - logs.PROFILED))
+
+
 def window(config: ConfigDict) -> int:
     """Steps that commits are compared by: whole rounds of the schedule, for phases differ."""
     round_ = sum(count for _, count in config.phases)
@@ -282,6 +321,8 @@ def check_config(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
         old = report.flatten(json.loads(path.read_text()))
         now = report.flatten(new)
         keys = [k for k in old.keys() | now.keys() if not k.startswith(PLACES)]
+        # A field that came later and says nothing is none that changed.
+        old, now = ({k: v for k, v in one.items() if v != []} for one in (old, now))
         changed = [k for k in sorted(keys) if old.get(k) != now.get(k)]
         changed = [k for k in changed if not MOVABLE.fullmatch(k)]
         if changed:

@@ -111,6 +111,23 @@ def test_before_and_after_are_pairs(monkeypatch, tmp_path):
     assert (tmp_path / "before.png").stat().st_size > 1000
 
 
+def test_a_mode_without_guidance_draws_without(monkeypatch):
+    scales = []
+
+    def painter(built, params, asked, settings):
+        scales.append((settings.text_guidance, settings.image_guidance))
+        return careless(built, params, asked)
+
+    monkeypatch.setattr(pipeline, "generate", painter)
+    modes = {**miniature.MODES, **miniature.UNGUIDED}
+    out, _ = miniature.sampled(
+        MODEL.parts, NOTHING, scenarios=("composition",), count=2, modes=modes
+    )
+    usual = pipeline.default(MODEL.parts.system)
+    assert scales == [(usual.text_guidance, usual.image_guidance)] * 3 + [(1.0, 1.0)]
+    assert usual.text_guidance > 1 and list(out) == list(modes)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="--count=0"):
         miniature.run(MODEL, count=0)

@@ -123,6 +123,14 @@ def test_what_is_there_is_told(written):
     )
 
 
+def test_many_records_are_measured_by_processes(written):
+    """In parts of five, in their order."""
+    found = corpus.open_source(source("jsonl", written["jsonl"]))
+    here = corpus._measure_all(found)
+    assert here[:, 0].tolist() == [real.SIZES[n % 6][0] for n in range(12)]
+    np.testing.assert_array_equal(corpus._measure_all(found, 5), here)
+
+
 def test_weights_are_shares_of_records(written):
     """Twelve records at weight 3 against the same twelve at weight 1."""
     made = of(
@@ -168,6 +176,27 @@ def test_place_in_other_data_is_refused(written, shape):
     place = opened(written, shape).get_state()
     with pytest.raises(ValueError, match="files changed since the last commit"):
         opened(written, shape, "webdataset").set_state(place)
+
+
+@pytest.mark.parametrize("kind", list(real.WRITERS))
+def test_place_in_the_same_data_elsewhere_is_good(written, shape, tmp_path, kind):
+    """Copied to another folder, at another time; then one letter of a caption changes."""
+    first = opened(written, shape, kind)
+    path = Path(written[kind])
+    home = path if path.is_dir() else path.parent
+    shutil.copytree(home, tmp_path / home.name, copy_function=shutil.copy)
+    moved = str(tmp_path / home.name / path.relative_to(home))
+    other, _ = feeding.feed(of(source(kind, moved)), shape, **HOW)
+    equal(next(first), next(other))
+    other.set_state(first.get_state())
+    equal(next(first), next(other))
+    if kind == "jsonl":
+        Path(moved).write_text(
+            Path(moved).read_text().replace("0 \\u00e9 things", "0 \\u00e9 thingz")
+        )
+        changed, _ = feeding.feed(of(source(kind, moved)), shape, **HOW)
+        with pytest.raises(ValueError, match="files changed since the last commit"):
+            changed.set_state(first.get_state())
 
 
 def test_seeds_differ(written, shape):

@@ -91,6 +91,17 @@ def test_batches_of_encodings(tmp_path):
     assert shown == {0, 1}
 
 
+def test_encodings_know_who_made_them(tmp_path):
+    made = {"mllm": "a1", "vae": "b2"}
+    folder(tmp_path, [[element()]], [0], made=made)
+    encoded.check_made(tmp_path, made)
+    encoded.check_made(tmp_path, {"vae": "b2"})
+    with pytest.raises(ValueError, match=r"another vae \(b2\) than config.start.vae names \(b3\)"):
+        encoded.check_made(tmp_path, {**made, "vae": "b3"})
+    with pytest.raises(ValueError, match="is no finished folder of encodings"):
+        encoded.check_made(tmp_path / "none", made)
+
+
 def test_folders_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is no finished folder of encodings"):
         encoded.Encodings(str(tmp_path))

@@ -161,6 +161,32 @@ def test_prompts_of_evaluations_are_found_in_every_form(tmp_path):
         prompt_sets.asked(lines(tmp_path / "b.json", {"words": ["p"]}))
 
 
+def test_an_evaluation_that_asks_everything_leaves_nothing(tmp_path):
+    items = [PromptItem("i", "text", "a cup")]
+    with pytest.raises(ValueError, match="all 1 prompts are asked by"):
+        prompt_sets.apart(items, [lines(tmp_path / "e.jsonl", {"prompt": "A cup!"})])
+    with pytest.raises(ValueError, match="none.txt do not exist"):
+        prompt_sets.apart(items, [str(tmp_path / "none.txt")])
+
+
+def test_pictures_of_no_use_are_found_before_the_run(tmp_path):
+    """Measured by their headers; what ends behind one is told when it is drawn."""
+    good, small = real.picture(0, size=(80, 64)), real.picture(1, size=(64, 40))
+    items = [PromptItem(f"p{n}", "edit", "x", (blob,)) for n, blob in enumerate((good, small, b""))]
+    items.append(PromptItem("gone", "edit", "x", (tmp_path / "none.png",)))
+    prompt_sets.check_pictures(items[:2])
+    with pytest.raises(ValueError) as bad:
+        prompt_sets.check_pictures(items, (48, 48))
+    first, *rest = str(bad.value).splitlines()
+    assert first == "prompt sets: 3 prompts have pictures of no use:"
+    assert rest[0].startswith("  p1: a picture of (64, 40) is smaller than (48, 48)")
+    assert rest[1].startswith("  p2: ") and "'none.png' does not exist" in rest[2]
+    cut = PromptItem("cut", "edit", "x", (good[: len(good) // 2],))
+    prompt_sets.check_pictures([cut])
+    with pytest.raises(ValueError, match="prompt cut: "):
+        prompt_sets.request(cut)
+
+
 def test_the_mix_has_the_numbers_that_are_wanted():
     assert sum(prompt_sets.MIX.values()) == 24_000
     items = [PromptItem(f"{s}{n}", s, f"{n}") for s in ("a", "b") for n in range(9)]

@@ -42,6 +42,13 @@ with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir) as saves:
     state, step, batch = small_run.begin(mesh)
     batch = hosts.lay(batch, "batch")
     assert hosts.agree(int(index) == 1) and not hosts.agree(False)
+    hosts.same("data", "the same")
+    try:
+        hosts.same("data", f"of host {index}")
+    except ValueError as err:
+        assert str(err) == "data: hosts [1] see other files there than host 0", err
+    else:
+        raise AssertionError("hosts with other files went on")
     losses = []
     while mode == "forever" or len(losses) < small_run.STEPS:
         state, metrics = step(state, batch)

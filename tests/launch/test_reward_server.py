@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from launch import reward_server
+from thinkgen_jax import rewards
+from thinkgen_jax.data import sources
 from thinkgen_jax.rewards.remote import Client, Failed, Service, encode
 from thinkgen_jax.structs import Request, Sample
+from thinkgen_jax.world import render, tasks
 
 BUSY, GATE = threading.Event(), threading.Event()
 ABOUT = {"reward": "mean", "version": "3", "floor": 0.0, "ceiling": 1.0}
@@ -197,6 +200,34 @@ def test_a_reward_of_ours_scores_the_same_at_home_and_served():
     samples = reward_server.parse(json.dumps(asked).encode())
     assert scorer.score(state, samples) == [1.0, 0.0]
     assert scorer.ABOUT["reward"] == "form" and scorer.ABOUT["sees"] == "the instruction"
+
+
+@pytest.mark.parametrize("scenario", tasks.SCENARIOS)
+def test_an_exercise_travels_and_is_judged_as_at_home(scenario):
+    """The served verifier makes it again; the disturbance of the robust score hangs on the seed."""
+    scorer = reward_server.load("ours:miniature_robust")
+    state = scorer.load(["miniature_robust"])
+    rows, rng = [], np.random.default_rng(1)
+    for number in range(3):
+        item = tasks.mixed({scenario: 1.0}, number, "train")
+        right = None if item.target is None else render.render(item.target)
+        # Speckled, so that not every score is 1.
+        if right is not None:
+            right = np.where(rng.random(right.shape) < 0.03 * number, 0, right).astype(np.uint8)
+        request = sources.from_item(item, think=True, seed=number + 7)
+        rows.append(Sample(request, item.instruction if number else "two red rings", right))
+    sent = reward_server.parse(json.dumps({"samples": [encode(row) for row in rows]}).encode())
+    assert sent[1]["seed"] == 8 and sent[1]["meta"]["item"]["scenario"] == scenario
+    at_home = rewards.REWARDS["miniature_robust"].function(rows)
+    assert scorer.score(state, sent) == at_home.tolist() and at_home.max() > 0
+
+
+def test_an_exercise_that_is_none_is_an_error_of_its_request():
+    scorer = reward_server.load("ours:miniature")
+    state = scorer.load(["miniature"])
+    body = json.dumps({"samples": [{"prompt": "p", "meta": {"item": {"scenario": "x"}}}]}).encode()
+    with pytest.raises(TypeError):
+        scorer.score(state, reward_server.parse(body))
 
 
 def test_an_unknown_scorer_is_refused():

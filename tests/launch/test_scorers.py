@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of the scorers can be told without weights: their arithmetic, and detections from logits."""
 
-import json
 import math
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
-from launch import reward_server
+from launch import reward_server, tiny_siglip
 from thinkgen_jax import rewards
 from thinkgen_jax.rewards import geneval as rules
 
@@ -61,32 +57,11 @@ def test_colours_are_those_of_the_rules():
     assert reward_server.load("geneval").COLORS == rules.COLORS
 
 
-def tiny_siglip(folder):
-    """A SigLIP of random weights, with its picture and word processors, as a local folder."""
-    transformers = pytest.importorskip("transformers")
-    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    config = transformers.SiglipConfig(
-        text_config=dict(**sizes, vocab_size=8, max_position_embeddings=16),
-        vision_config=dict(**sizes, image_size=16, patch_size=8),
-    )
-    model = transformers.SiglipModel(config).eval()
-    model.save_pretrained(folder)
-    looks = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(looks))
-    table = {word: n for n, word in enumerate("[PAD] [UNK] a red ring".split())}
-    words = Tokenizer(WordLevel(table, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()
-    names = dict(pad_token="[PAD]", unk_token="[UNK]", eos_token="[UNK]")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
-    return model
-
-
 def test_siglip2_as_the_library_says_it(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed (.ci/requirements.txt)")
-    torch.manual_seed(0)
-    model, scorer = tiny_siglip(tmp_path), reward_server.load("siglip2")
+    model, scorer = tiny_siglip.write(tmp_path), reward_server.load("siglip2")
     state = scorer.load([f"--model={tmp_path}"])
-    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     asked = {"prompt": "a red ring", "image": image, "references": [image], "meta": {}}
     found = scorer.score(
         state,
@@ -97,7 +72,8 @@ def test_siglip2_as_the_library_says_it(tmp_path):
         ],
     )
     assert found[0][0] == 0 and found[1][0] == pytest.approx(1)
-    ids = torch.tensor([[2, 3, 4] + [0] * 13])
+    said = [2 + tiny_siglip.LETTERS.index(letter) for letter in "a red ring"]
+    ids = torch.tensor([said + [0] * (tiny_siglip.LENGTH - len(said))])
     pixels = torch.tensor(image / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
     with torch.no_grad():
         want = model(input_ids=ids, pixel_values=pixels).logits_per_image.sigmoid()

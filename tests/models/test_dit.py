@@ -13,7 +13,8 @@ from tests.golden import cases, golden_dir
 from tests.hf.reference import to_hf, to_jax
 from thinkgen_jax.hf import dit as table
 from thinkgen_jax.hf.rules import flatten
-from thinkgen_jax.models.dit import Dit, DitConfig
+from thinkgen_jax.models.dit import Dit, DitConfig, layered
+from thinkgen_jax.models.layers import is_apart
 from thinkgen_jax.models.packing import pack, pack_ragged, unpack
 from thinkgen_jax.structs import Condition
 
@@ -109,6 +110,20 @@ def test_fresh_model_outputs_zero():
     fresh = jax.jit(model.init)(jax.random.key(0), target, jnp.zeros(2), condition, target)
     out = jax.jit(model.apply)(fresh, target, jnp.array([0.2, 0.9]), condition, target)
     assert np.all(np.asarray(out) == 0)
+
+
+def test_layers_taken_apart_compute_the_same(params):
+    """Loops take layers out of their stacks first; a scan over layers leaves them there."""
+    cfg = replace(CFG, scan_unroll=CFG.num_layers)
+    apart = layered(cfg, params)
+    assert apart["context_refiner"] is params["context_refiner"] and layered(CFG, params) is params
+    for name in ("layers", "noise_refiner", "ref_image_refiner"):
+        assert is_apart(apart[name]) and not is_apart(params[name])
+    target = pack(jax.random.normal(jax.random.key(1), (2, 4, 6, 4)), patch=2)
+    condition = Condition(jnp.ones((2, 3, CFG.condition_dim)), jnp.ones((2, 3), jnp.int32))
+    inputs = target, jnp.array([0.2, 0.9]), condition, target
+    want, got = (Dit(cfg).apply({"params": tree}, *inputs) for tree in (params, apart))
+    np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=0, atol=2e-5)
 
 
 def test_time_is_rounded_where_the_release_is_followed(params):

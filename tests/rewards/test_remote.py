@@ -189,6 +189,7 @@ def test_replicas_must_serve_the_same():
     [
         (dict(urls=()), "at least one http"),
         (dict(urls=("ftp://x",)), "at least one http"),
+        (dict(urls=("http://me:secret@x",)), "a name or password does not belong in an address"),
         (dict(tries=0), "tries = 0"),
         (dict(timeout=0.0), "timeout = 0.0"),
         (dict(floor=1.0), "must rise"),

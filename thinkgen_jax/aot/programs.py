@@ -307,6 +307,7 @@ def _flow_step(job: Job, name: str) -> Program:
         shift=system.shift if plan.shift is None else plan.shift,
         draws=plan.draws,
         frame=len(text.pseudo("")),
+        sample=plan.sample,
     )
     frozen = {"mllm": params(job, "mllm"), "vae": params(job, "vae")}
     rows = plan.batch

@@ -12,7 +12,10 @@ in `feeding.py`.
 
 import contextlib
 import math
+import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +45,7 @@ KINDS = {  # what files of these suffixes are
 }
 NAMED = ("parquet", "tfds")  # kinds whose fields have names of their own
 MULTIPLE = 16  # sides of shapes, whatever less a system asks for; source: OmniGen2
+MANY = 20_000  # records that one process measures at a time
 SHOWN = 10  # broken records that an error lists
 SIDES = 2 * (1 + records.MAX_REFERENCES)  # of all pictures of a record
 
@@ -237,11 +241,23 @@ def label(source, index: int, record: Record | None) -> str:
     return name if record is None or record.id == name else f"{name} ({record.id})"
 
 
-def _measure_all(source) -> np.ndarray:
-    table = np.zeros((len(source), SIDES), np.int32)
-    for index in range(len(source)):
+def _measure_all(source, many: int = MANY) -> np.ndarray:
+    """Sizes of all pictures; of more than `many` records by processes, one a core."""
+    count, cores = len(source), os.cpu_count() or 1
+    if count <= many or cores == 1:
+        return _measure_some(source, range(count))
+    cuts = [range(first, min(first + many, count)) for first in range(0, count, many)]
+    # Spawned: a fork of a process with threads, as one with a device has, may hang.
+    how = dict(mp_context=multiprocessing.get_context("spawn"))
+    with ProcessPoolExecutor(min(cores, len(cuts)), **how) as pool:
+        return np.concatenate(list(pool.map(partial(_measure_some, source), cuts)))
+
+
+def _measure_some(source, rows: range) -> np.ndarray:
+    table = np.zeros((len(rows), SIDES), np.int32)
+    for place, index in enumerate(rows):
         try:
-            table[index] = _measure(source[index])
+            table[place] = _measure(source[index])
         except ValueError:
             pass  # stays 0; `measured` tells why
         except PermissionError as err:

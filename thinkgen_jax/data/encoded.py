@@ -10,6 +10,7 @@ arrays; words are padded again when they are read, to the length they would have
 * What an instruction dropped for guidance reads is encoded once, for every number of references.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -154,6 +155,38 @@ def finish(folder: Path, names: Sequence[str], groups: Sequence[int]) -> int:
     return len(rows)
 
 
+def meta_of(folder: Path) -> dict:
+    """What a finished folder says of itself.
+
+    Raises:
+      ValueError: when it is missing or not finished.
+    """
+    if not (folder / INDEX).is_file():
+        raise ValueError(
+            f"corpus.encoded = {folder} is no finished folder of encodings; make it with "
+            "python -m thinkgen_jax.precompute"
+        )
+    return read_json(folder / META)
+
+
+def check_made(folder: Path, wanted: Mapping[str, str]) -> None:
+    """Refuses encodings that other networks made.
+
+    Args:
+      wanted: by tree, the short name of its parameters.
+
+    Raises:
+      ValueError: naming the first tree that differs.
+    """
+    made = meta_of(folder).get("made", {})
+    for tree, own in wanted.items():
+        if made.get(tree) != own:
+            raise ValueError(
+                f"corpus.encoded = {folder} was made by another {tree} ({made.get(tree)}) than "
+                f"config.start.{tree} names ({own}); name the same one, or encode anew"
+            )
+
+
 class Encodings:
     """An open folder of encodings; travels to other processes as its path."""
 
@@ -164,12 +197,7 @@ class Encodings:
           ValueError: when it is missing, not finished or empty.
         """
         self.folder = Path(folder)
-        if not (self.folder / INDEX).is_file():
-            raise ValueError(
-                f"corpus.encoded = {folder} is no finished folder of encodings; make it with "
-                "python -m thinkgen_jax.precompute"
-            )
-        self.meta = read_json(self.folder / META)
+        self.meta = meta_of(self.folder)
         self.index = np.load(self.folder / INDEX)
         if not len(self.index):
             raise ValueError(f"corpus.encoded = {folder} is empty")
@@ -190,6 +218,12 @@ class Encodings:
         except ValueError as err:
             name = f"{self._names[shard]}.array_record"
             raise ValueError(f"corpus.encoded: {self.folder / name}, {place}: {err}") from err
+
+    @property
+    def content(self) -> str:
+        """Short name of what is in it, wherever it lies."""
+        told = json.dumps([self.meta, self._names], sort_keys=True).encode()
+        return hashlib.sha256(told + self.index.tobytes()).hexdigest()[:24]
 
     def __reduce__(self):
         return Encodings, (str(self.folder),)

@@ -279,8 +279,8 @@ class Feed:
 
 
 def content(opened: Opened) -> str:
-    """Short name of what a corpus holds and how it is cut into groups."""
-    digest = hashlib.sha256(" ".join(source.key for source in opened.sources).encode())
+    """Short name of what a corpus holds and how it is cut into groups, wherever it lies."""
+    digest = hashlib.sha256(" ".join(source.content for source in opened.sources).encode())
     for group in opened.groups:
         digest.update(repr((group.target, group.reference, group.pictures)).encode())
         digest.update(np.ascontiguousarray(group.rows, np.int64).tobytes())

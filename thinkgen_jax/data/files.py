@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources that are files of their own: JSONL beside pictures, and a folder of one's own pictures.
 
-A source is random access: `len(source)`, `source[i]` a record, `source.key` what its content hangs
-on. It travels to other processes as the call that opened it.
+A source is random access: `len(source)`, `source[i]` a record, `source.key` where it lies and since
+when, `source.content` what it holds, the same wherever it lies. It travels to other processes as
+the call that opened it.
 
 * A JSONL file is read once for where its lines begin; the lines themselves stay on disk.
 * In a folder `cat.png` is described by `cat.txt`, or by its own name: "cat".
@@ -12,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import numpy as np
 
 from thinkgen_jax.data import records
 from thinkgen_jax.data.records import Record
+
+PIECES, PIECE = 16, 4096  # of a file, evenly spaced, and their bytes: what its content is told by
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,42 @@ def listed(where: Where, suffixes: tuple[str, ...]) -> list[Path]:
     return found
 
 
+def by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files of one folder by their names."""
+    return {path.name: path for path in paths}
+
+
 def key_of(kind: str, paths: Iterable[Path], *more: object) -> str:
-    """Name of a content: it changes when a file does."""
+    """Name of files on this disk, under which what was made of them is kept: of place and time."""
     facts = [kind, *map(str, more)]
     for path in paths:
         facts.append(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}")
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+
+
+def content_of(key: str, kind: str, paths: Mapping[str, Path], *more: object) -> str:
+    """Short name of a content wherever it lies: of names, lengths and pieces of its files.
+
+    It is made once for a `key`, see `cached`.
+
+    Args:
+      paths: files by the names that they have inside the source.
+      more: what else the records hang on.
+    """
+
+    def made() -> np.ndarray:
+        digest = hashlib.sha256("\n".join([kind, *map(str, more)]).encode())
+        for name, path in paths.items():
+            size = path.stat().st_size
+            digest.update(f"\n{name} {size}\n".encode())
+            last = max(size - PIECE, 0)
+            with path.open("rb") as file:
+                for place in sorted({last * n // (PIECES - 1) for n in range(PIECES)}):
+                    file.seek(place)
+                    digest.update(file.read(PIECE))
+        return np.frombuffer(digest.digest()[:12], np.uint8)
+
+    return cached(key, "content", made).tobytes().hex()
 
 
 def cached(key: str, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -104,6 +137,7 @@ class JsonLines:
         roots = [where.root or path.parent for path in self.paths]
         self.roots = [Path(root) for root in roots]
         self.key = key_of("jsonl", self.paths, *self.roots)
+        self.content = content_of(self.key, "jsonl", by_name(self.paths))
         self._places = cached(self.key, "lines", self._find)
 
     def _find(self) -> np.ndarray:
@@ -165,7 +199,10 @@ class Pictures:
         if not self.paths:
             raise ValueError(f"{where.path} holds no picture {', '.join(records.PICTURES)}")
         texts = [p.with_suffix(".txt") for p in self.paths]
-        self.key = key_of("folder", [*self.paths, *(t for t in texts if t.exists())])
+        found = [*self.paths, *(t for t in texts if t.exists())]
+        self.key = key_of("folder", found)
+        inside = {str(path.relative_to(self.root)): path for path in found}
+        self.content = content_of(self.key, "folder", inside)
 
     def __len__(self) -> int:
         return len(self.paths)

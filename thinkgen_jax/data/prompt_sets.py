@@ -305,6 +305,54 @@ def separate(
     return kept, report
 
 
+def apart(
+    items: Sequence[PromptItem], against: Sequence[str]
+) -> tuple[list[PromptItem], list[str]]:
+    """Takes out what the evaluations ask whose prompt files are named; the rest, and a report.
+
+    Raises:
+      ValueError: when a file cannot be read, or nothing is left.
+    """
+    if not against:
+        return list(items), [f"prompt sets: {len(items)} prompts, compared with no evaluation"]
+    kept, report = separate(items, {path: asked(path) for path in against})
+    if not kept:
+        raise ValueError(f"prompt sets: all {len(items)} prompts are asked by {list(against)}")
+    lines = [
+        f"prompt sets: {report['read']} prompts read, {report['kept']} kept, "
+        f"{report['repeated']} repeated"
+    ]
+    for path, found in report["evaluations"].items():
+        shown = "".join(f"; {prompt}" for prompt in found["first"])
+        lines.append(
+            f"prompt sets: {path} asks {found['prompts']}, {found['removed']} taken out{shown}"
+        )
+    return kept, lines
+
+
+def check_pictures(items: Sequence[PromptItem], size: tuple[int, int] | None = None) -> None:
+    """Measures every picture by its header, so that a run does not begin that would end at one.
+
+    Args:
+      size: (height, width) that pictures have to fill; None asks nothing.
+
+    Raises:
+      ValueError: listing the first items whose pictures cannot be used, and how many they are.
+    """
+    bad = []
+    for item in items:
+        try:
+            for blob in item.images:
+                found = records.measure(blob)
+                if size is not None and (found[0] < size[0] or found[1] < size[1]):
+                    raise ValueError(f"a picture of {found} is smaller than {size}")
+        except ValueError as err:
+            bad.append(f"\n  {item.id}: {err}")
+    if bad:
+        listed = "".join(bad[:EXAMPLES])
+        raise ValueError(f"prompt sets: {len(bad)} prompts have pictures of no use:{listed}")
+
+
 # --- the mix ---
 
 
@@ -378,9 +426,12 @@ def request(item: PromptItem, *, seed: int = 0, size: tuple[int, int] | None = N
     Raises:
       ValueError: when a picture cannot be opened, or is smaller than `size`.
     """
-    opened = [images.open_picture(records.load(blob), near=size).image for blob in item.images]
-    if size is not None:
-        opened = [images.fill(image, size) for image in opened]
+    try:
+        opened = [images.open_picture(records.load(blob), near=size).image for blob in item.images]
+        if size is not None:
+            opened = [images.fill(image, size) for image in opened]
+    except ValueError as err:
+        raise ValueError(f"prompt {item.id}: {err}") from err
     return Request(item.prompt, tuple(opened), "draw", True, None, seed, {"item": item})
 
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from array_record.python import array_record_data_source
 
 from thinkgen_jax.data import packed, records
-from thinkgen_jax.data.files import Where, cached, key_of, listed, parse
+from thinkgen_jax.data.files import Where, by_name, cached, content_of, key_of, listed, parse
 from thinkgen_jax.data.records import Record, Span
 
 FIELDS, CAPTION, TARGET, REFERENCE = 0, 1, 2, 3  # what a member of a tar is; references count on
@@ -49,6 +49,7 @@ class Tars:
         self.where = where
         self.paths = listed(where, (".tar",))
         self.key = key_of("tar", self.paths)
+        self.content = content_of(self.key, "tar", by_name(self.paths))
         self._members = cached(self.key, "members", self._find)
         samples = self._members[:, :2]
         new = np.ones(len(samples), bool)
@@ -140,6 +141,7 @@ class Tables:
         self.where = where
         self.paths = listed(where, (".parquet",))
         self.key = key_of("parquet", self.paths, where.columns)
+        self.content = content_of(self.key, "parquet", by_name(self.paths), where.columns)
         self._names = dict(where.columns)
         self._ends, self._groups = [], []
         total = 0
@@ -227,6 +229,7 @@ class ArrayRecords:
         self.where = where
         self.paths = listed(where, (".array_record",))
         self.key = key_of("array_record", self.paths)
+        self.content = content_of(self.key, "array_record", by_name(self.paths))
         self._data = opened(self.paths)
 
     def __len__(self) -> int:
@@ -293,7 +296,9 @@ class Tfds:
                 f"{where.path} has no split {where.split!r}, only {sorted(built.info.splits)}"
             )
         files = [Path(path) for path in built.info.splits[where.split].filepaths]
-        self.key = key_of("tfds", [*about, *files], where.split, where.columns)
+        held, how = [*about, *files], (where.split, where.columns)
+        self.key = key_of("tfds", held, *how)
+        self.content = content_of(self.key, "tfds", by_name(held), *how)
         self._names = dict(where.columns)
         kinds = built.info.features
         for field in dict.fromkeys((*NEEDED, *self._names)):

@@ -88,11 +88,23 @@ def _softmax_attention(q, k, v, mask):
     q = q.transpose(0, 2, 1, 3).reshape(b, heads, group * t, h)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     logits = jnp.einsum("bkth,bksh->bkts", q, k, preferred_element_type=jnp.float32) * h**-0.5
-    logits = logits.reshape(b, heads, group, t, s)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, -1e30), axis=-1)
-    weights = weights.astype(v.dtype).reshape(b, heads, group * t, s)
-    y = jnp.einsum("bkts,bksh->bkth", weights, v)
+    logits = jnp.where(mask[:, None, None], logits.reshape(b, heads, group, t, s), -1e30)
+    y = _weighed(logits.reshape(b, heads, group * t, s), v)
     return y.reshape(b, n, t, h).transpose(0, 2, 1, 3)
+
+
+def _weighed(
+    logits: Float[Array, "B K X S"], values: Float[Array, "B K S H"]
+) -> Float[Array, "B K X H"]:
+    """Softmax over keys times values, divided by the sum last, where there is least to divide.
+
+    The largest logit is a constant to the gradient, as it cancels: so the way back is half as long.
+    """
+    most = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    shares = jnp.exp(logits - most)
+    rounded = shares.astype(values.dtype)
+    y = jnp.einsum("bkxs,bksh->bkxh", rounded, values, preferred_element_type=jnp.float32)
+    return (y / jnp.sum(shares, axis=-1, keepdims=True)).astype(values.dtype)
 
 
 def cached(
@@ -110,8 +122,7 @@ def cached(
     scores = jnp.einsum("bkxh,bksh->bkxs", flat, keys, preferred_element_type=wide)
     scores = scores.reshape(rows, kv_heads, -1, *mask.shape[1:]) * width**-0.5
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
-    shares = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    y = jnp.einsum("bkxs,bksh->bkxh", shares.reshape(*flat.shape[:3], -1), values)
+    y = _weighed(scores.reshape(*flat.shape[:3], -1), values)
     return y.reshape(grouped.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 

@@ -29,13 +29,16 @@ from thinkgen_jax.models.layers import (
     Dtype,
     Linear,
     RMSNorm,
+    apart,
+    each,
+    is_apart,
     lift,
     rematerialized,
     rounded,
     sinusoid,
 )
 from thinkgen_jax.sharding import shard
-from thinkgen_jax.structs import Condition, Packed
+from thinkgen_jax.structs import Condition, Packed, Tree
 
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding
 QK_EPS = 1e-5  # of the q/k norms, whatever norm_eps says
@@ -356,14 +359,14 @@ class Dit(nn.Module):
         x = self.x_embedder(target.tokens.astype(cfg.dtype))
         shifts = jnp.broadcast_to(shift[:, None], x.shape[:2])
         rotation = self._rotations(dit_rope.picture_positions(target.positions, shifts))
-        x, _ = self.noise_refiner(x, target.segments, rotation, temb)
+        x = self._through("noise_refiner", x, target.segments, rotation, temb)
         parts.append((x, target.segments, rotation))
         return _joined(parts, temb)
 
     def pass_layers(self, joint: Joint) -> Float[Array, "B T W"]:
         """The joint layers."""
         states = shard(joint.states, "rows", "seq", "width")
-        return self.layers(states, joint.segments, joint.rotation, joint.temb)[0]
+        return self._through("layers", states, joint.segments, joint.rotation, joint.temb)
 
     def leave(
         self, states: Float[Array, "B T W"], temb: Float[Array, "B Z"]
@@ -380,11 +383,32 @@ class Dit(nn.Module):
         rotation = self._rotations(positions)
         x = self.ref_image_patch_embedder(references.tokens.astype(self.cfg.dtype))
         x = x + self.image_index_embedding[number].astype(x.dtype)
-        x, _ = self.ref_image_refiner(x, references.segments, rotation, temb)
+        x = self._through("ref_image_refiner", x, references.segments, rotation, temb)
         return x, references.segments, rotation
+
+    def _through(self, name: str, x, segments, rotation, temb) -> Float[Array, "B T W"]:
+        """The states behind a stack of blocks, which may be `layered`."""
+        blocks = self.variables["params"].get(name, {})
+        if not is_apart(blocks):
+            return getattr(self, name)(x, segments, rotation, temb)[0]
+        block = Block(self.cfg, parent=None)
+        for layer in each(blocks, len(blocks)):
+            x, _ = block.apply({"params": layer}, x, segments, rotation, temb)
+        return x
 
     def _rotations(self, positions: Int[Array, "b T 3"]) -> Float[Array, "b T X 2"]:
         cfg = self.cfg
         return dit_rope.rotations(
             positions, axes_dim=cfg.axes_dim_rope, axes_lens=cfg.axes_lens, theta=cfg.rope_theta
         )
+
+
+def layered(cfg: DitConfig, params: Tree) -> Tree:
+    """Stacks that run at every step as one tree per layer, if `scan_unroll` covers the joint ones.
+
+    See `layers.apart`. Without gradients alone: nothing is rematerialised.
+    """
+    if cfg.scan_unroll < cfg.num_layers:
+        return params
+    refiners = dict.fromkeys(("noise_refiner", "ref_image_refiner"), cfg.num_refiner_layers)
+    return apart(params, {"layers": cfg.num_layers, **refiners})

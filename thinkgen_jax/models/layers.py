@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small parts that more than one network uses: RMSNorm, projections, time embedding, patches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from thinkgen_jax.structs import Tree
 
 Dtype = str  # name of a jax dtype, so that configs stay hashable and printable
 
@@ -117,6 +119,38 @@ def _product(sizes: Sequence[int]) -> int:
     for size in sizes:
         out *= size
     return out
+
+
+def apart(params: Tree, stacks: Mapping[str, int]) -> Tree:
+    """Parameters with each named stack of layers as a dict of trees, one per layer.
+
+    For loops: a turn that takes its layers out of a stack copies all their weights, which costs as
+    much as what it does with them where it handles few rows.
+
+    Args:
+      stacks: number of layers, by the stack's name.
+    """
+    found = {name: each(params[name], count) for name, count in stacks.items()}
+    return {**params, **{n: {_layer(i): x for i, x in enumerate(t)} for n, t in found.items()}}
+
+
+def each(stack: Tree, count: int) -> list[Tree]:
+    """The `count` layers of a stack, or of one that is apart already."""
+    if _layer(0) in stack:
+        return [stack[_layer(number)] for number in range(count)]
+    leaves, tree = jax.tree.flatten(stack)
+    # A split, unlike slices, has one concatenation as its gradient.
+    parts = zip(*(jax.lax.split(leaf, (1,) * count) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(tree, [leaf[0] for leaf in part]) for part in parts]
+
+
+def is_apart(stack: Tree) -> bool:
+    """Whether `apart` made this tree."""
+    return _layer(0) in stack
+
+
+def _layer(number: int) -> str:
+    return f"layer_{number}"
 
 
 def sinusoid(t: Float[Array, "B"], *, dim: int, max_period: float = 10000.0) -> Float[Array, "B X"]:

@@ -30,12 +30,16 @@ from thinkgen_jax.models.layers import (
     Dtype,
     Linear,
     RMSNorm,
+    apart,
+    each,
     remat_name,
     rematerialized,
 )
 from thinkgen_jax.models.vision import VisionConfig, VisionTower
 from thinkgen_jax.sharding import shard
 from thinkgen_jax.structs import Key, Patches, Prompt, Tree
+
+UNEMBED = "unembed"  # the turned table of words in `layered` parameters
 
 
 @dataclass(frozen=True)
@@ -290,8 +294,9 @@ class Mllm(nn.Module):
         x = self.norm(hidden)
         if not self.cfg.tie_word_embeddings:
             return self.lm_head(x)
-        table = self.embed_tokens.embedding.astype(x.dtype)
-        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+        turned = self.variables["params"].get(UNEMBED)
+        table = self.embed_tokens.embedding.T if turned is None else turned
+        return jnp.matmul(x, table.astype(x.dtype), preferred_element_type=jnp.float32)
 
     def _read(self, prompt: Prompt, cache: KVCache | None, *, fresh: bool) -> MllmOutput:
         cfg = self.cfg
@@ -330,12 +335,11 @@ class Mllm(nn.Module):
         if remat_name(cfg.remat) != "none":
             policy = POLICIES[remat_name(cfg.remat)]
             step = jax.checkpoint(step, prevent_cse=False, policy=policy)
-        stacks = self.variables["params"]["decoder"]
-        parts = stacks if _name(0) in stacks else _apart(stacks, count)
+        parts = each(self.variables["params"]["decoder"], count)
         before, features = x, 0 if shared.deepstack is None else shared.deepstack.shape[0]
         new_keys, new_values = [], []
         for layer in range(count):
-            params = parts[_name(layer)]
+            params = parts[layer]
             if layer >= features:
                 shared = shared._replace(deepstack=None)
             own = (None, None) if keys is None else (keys[layer], values[layer])
@@ -360,26 +364,15 @@ class Mllm(nn.Module):
 
 
 def layered(cfg: MllmConfig, params: Tree) -> Tree:
-    """The decoder's stacks as one array per layer, where layers run one by one.
+    """Parameters as a loop wants them, where layers run one by one.
 
-    For loops: a turn that takes its layers out of the stacks copies all their weights, and writing
-    one token a row costs less than that.
+    The stack is one tree per layer, see `layers.apart`, and a table of words that is the head too
+    stands beside itself the other way round: a product with few rows would turn it every time.
     """
     if not cfg.one_by_one:
         return params
-    return {**params, "decoder": _apart(params["decoder"], cfg.num_hidden_layers)}
-
-
-def _apart(stacks: Tree, count: int) -> dict[str, Tree]:
-    """Layers by name; a split, unlike slices, has one concatenation as its gradient."""
-    leaves, tree = jax.tree.flatten(stacks)
-    parts = zip(*(jax.lax.split(leaf, (1,) * count) for leaf in leaves), strict=True)
-    layers = (jax.tree.unflatten(tree, [leaf[0] for leaf in part]) for part in parts)
-    return {_name(number): layer for number, layer in enumerate(layers)}
-
-
-def _name(layer: int) -> str:
-    return f"layer_{layer}"
+    turned = {UNEMBED: params["embed_tokens"]["embedding"].T} if cfg.tie_word_embeddings else {}
+    return {**apart(params, {"decoder": cfg.num_hidden_layers}), **turned}
 
 
 def _cache_mask(

@@ -37,6 +37,7 @@ from PIL import Image
 
 from thinkgen_jax.rewards import facts
 from thinkgen_jax.structs import Sample
+from thinkgen_jax.world.exercise import Item
 
 FINAL = (400, 401, 403, 404, 413, 422)  # the same request would be refused again
 LONGEST_PAUSE = 30.0  # seconds
@@ -88,6 +89,9 @@ class Service:
     def __post_init__(self) -> None:
         if not self.urls or not all(u.startswith(("http://", "https://")) for u in self.urls):
             raise ValueError(f"urls = {self.urls}: want at least one http:// or https:// address")
+        if any("@" in url.partition("://")[2].partition("/")[0] for url in self.urls):
+            # They are told in logs and kept in a run's config.
+            raise ValueError("urls: a name or password does not belong in an address, see key")
         for name, least in (("timeout", 0.001), ("tries", 1), ("backoff", 0), ("workers", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {least}")
@@ -269,7 +273,10 @@ class Client:
 
 
 def encode(sample: Sample) -> dict:
-    """A sample as JSON: words, pictures as PNG, and of `facts` what JSON or PNG can hold."""
+    """A sample as JSON: words, pictures as PNG, and of `facts` what JSON or PNG can hold.
+
+    An exercise of the miniature world travels as what it is made from.
+    """
     request = sample.request
     meta = {name: _plain(value) for name, value in facts.of(request).items()}
     return {
@@ -278,6 +285,7 @@ def encode(sample: Sample) -> dict:
         "image": None if sample.image is None else png(sample.image),
         "references": [png(image) for image in request.images],
         "meta": {name: value for name, value in meta.items() if value is not None},
+        "seed": request.seed,
     }
 
 
@@ -297,6 +305,8 @@ def _cut(opened: Sequence) -> None:
 
 def _plain(value: object) -> object:
     """The value as JSON knows it, a picture as {"png": ...}; None for what it does not know."""
+    if isinstance(value, Item):
+        return None if value.place is None else value.place._asdict()
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
         return {"png": png(value)}
     try:

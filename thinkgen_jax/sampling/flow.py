@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from thinkgen_jax.models.dit import Dit
+from thinkgen_jax.models.dit import Dit, layered
 from thinkgen_jax.models.layers import rounded
 from thinkgen_jax.sampling import reuse
 from thinkgen_jax.sampling.reuse import Reuse
@@ -241,7 +241,7 @@ def sample(
       Latent tokens float32.
     """
     steps = grid.shape[0] - 1
-    x = held(dit, target.tokens)
+    x, params = held(dit, target.tokens), layered(dit.cfg, params)
     state, kept, ran = (x, jnp.zeros_like(x)), [], []
     for begin, end, passes in phases_of(guidance, steps, references is not None):
         rows = x.shape[0]

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from thinkgen_jax.models.dit import Dit, Joint
-from thinkgen_jax.models.layers import Linear, RMSNorm
+from thinkgen_jax.models.layers import Linear, RMSNorm, each
 from thinkgen_jax.structs import Condition, Packed, Tree
 
 
@@ -209,7 +209,7 @@ def _taylor(
 def first_input(dit: Dit, params: Tree, joint: Joint) -> Float[Array, "B T W"]:
     """What the first joint layer's attention reads: normed, scaled by time."""
     cfg = dit.cfg
-    first = jax.tree.map(lambda x: x[0], params["layers"])
+    first = each(params["layers"], cfg.num_layers)[0]
     modulation = Linear((4 * cfg.hidden_size,)).apply(
         {"params": first["modulation"]}, jax.nn.silu(joint.temb)
     )

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from thinkgen_jax.models.dit import Dit
+from thinkgen_jax.models.dit import Dit, layered
 from thinkgen_jax.sampling import flow
 from thinkgen_jax.sampling.flow import NO_GUIDANCE, Guidance
 from thinkgen_jax.structs import Condition, Packed, Trajectory, Tree
@@ -114,6 +114,7 @@ def rollout(
       noise: noise level a of the stochastic steps.
     """
     steps, rows = grid.shape[0] - 1, condition.states.shape[0]
+    params = layered(dit.cfg, params)
     first, begun = target.tokens.astype(jnp.float32), target.tokens.shape[0]
     passes = guidance.passes(0, 1, references is not None)
     conditions = flow.conditions_for(passes, condition, negative)

@@ -65,13 +65,19 @@ class Encoder:
         latents = self.vae.apply({"params": params}, x, key, method="encode")
         return pack(latents, patch=self.patch)
 
-    def references_to_tokens(self, params: Tree, references: References | None) -> Packed | None:
-        """Tokens of all references of a row, one behind the other; absent ones get segment 0."""
+    def references_to_tokens(
+        self, params: Tree, references: References | None, key: Key | None = None
+    ) -> Packed | None:
+        """Tokens of all references of a row, one behind the other; absent ones get segment 0.
+
+        Args:
+          key: draws them from the posterior; None takes its mode.
+        """
         if references is None:
             return None
         rows, count = references.present.shape
         flat = references.pixels.reshape(rows * count, *references.pixels.shape[2:])
-        packed = self.pixels_to_tokens(params, flat)
+        packed = self.pixels_to_tokens(params, flat, key)
         length = packed.tokens.shape[1]
         number = (jnp.arange(count) + 1)[None] * (references.present > 0)
         return Packed(

@@ -47,11 +47,22 @@ def matching_loss(
 
 
 def encode(
-    encoder: Encoder, frozen: Tree, batch: FlowBatch, *, frame: int = 0, words: bool = True
+    encoder: Encoder,
+    frozen: Tree,
+    batch: FlowBatch,
+    key: Key | None = None,
+    *,
+    frame: int = 0,
+    words: bool = True,
 ) -> EncodedBatch:
-    """What the frozen networks make of a batch; without `words` its condition is None."""
-    target = encoder.pixels_to_tokens(frozen["vae"], batch.pixels)
-    references = encoder.references_to_tokens(frozen["vae"], batch.references)
+    """What the frozen networks make of a batch; without `words` its condition is None.
+
+    Args:
+      key: draws latents from the posterior, as the release trains; None takes its mode.
+    """
+    keys = (None, None) if key is None else jax.random.split(key)
+    target = encoder.pixels_to_tokens(frozen["vae"], batch.pixels, keys[0])
+    references = encoder.references_to_tokens(frozen["vae"], batch.references, keys[1])
     short = shortened(encoder, batch.prompt.ids.shape[1], frame=frame)
     condition = short.condition(frozen["mllm"], batch.prompt) if words else None
     return EncodedBatch(target, condition, references)
@@ -75,6 +86,7 @@ def make_step(
     draws: int = 1,
     frame: int = 0,
     tokens: float | None = None,
+    sample: bool = False,
 ):
     """Builds the jitted, donating update (state, frozen, batch, key, base) -> (state, metrics).
 
@@ -83,8 +95,8 @@ def make_step(
     `draws` times, each with its own noise: the frozen networks run once for all of them. `frame` is
     the number of tokens of a row without words.
 
-    A batch may come encoded; then `frozen` is not read. `base` is the frozen tree below adapters,
-    see `state.Learner`.
+    With `sample` latents are drawn from the posterior anew each time, as the release does. A batch
+    may come encoded; then neither `frozen` nor `sample` is read. For `base` see `state.Learner`.
 
     Batches of different sizes come one after the other; `tokens`, the mean number of target tokens
     of a picture over all of them, makes their gradients add up as if they were one batch: each is
@@ -99,7 +111,9 @@ def make_step(
             target, condition, references = batch
         else:
             plain = EMBED in state.params
-            found = encode(encoder, frozen, batch, frame=frame, words=not plain)
+            how = dict(frame=frame, words=not plain)
+            key, drawn = jax.random.split(key) if sample else (key, None)
+            found = encode(encoder, frozen, batch, drawn, **how)
             target, condition, references = found
             text = (batch.prompt.ids, batch.prompt.segments) if plain else None
         target, condition, references, text = jax.tree.map(

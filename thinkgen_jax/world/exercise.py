@@ -2,11 +2,21 @@
 """The record of one exercise, and what all kinds of exercises share."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .grammar import TRAIN_FRAMES
 from .scenes import BACKGROUNDS, Scene, Spec
+
+
+class Place(NamedTuple):
+    """Arguments of `tasks.item`: an exercise is a function of them, so they stand for it."""
+
+    scenario: str
+    index: int
+    split: str
+    tag: str | None
+    tidy: bool
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class Item:
       held_out: held-out combinations in it; empty in train.
       wrong: (thought, instruction) pairs of plausible wrong derivations.
       accepts: further instructions that are as right as `instruction`.
+      place: what `tasks.item` makes it again from; None for one that was made by hand.
     """
 
     scenario: str
@@ -43,6 +54,7 @@ class Item:
     held_out: tuple[str, ...]
     wrong: tuple[tuple[str, str], ...] = ()
     accepts: tuple[str, ...] = ()
+    place: Place | None = field(default=None, compare=False, repr=False)
 
 
 class Draw(NamedTuple):

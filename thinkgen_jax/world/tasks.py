@@ -16,9 +16,10 @@ draws, and the spec by which any answer is judged.
 import hashlib
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from . import edits, facts, grammar, layout, pictured, prompted, puzzles
-from .exercise import Draw, Item
+from .exercise import Draw, Item, Place
 from .layout import SPLITS
 
 SCENARIOS = (
@@ -140,13 +141,14 @@ def item(
     tags = TAGS[scenario]
     if tag is not None and tag not in tags:
         raise ValueError(f"tag {tag!r} of {scenario} is not one of {', '.join(tags)}")
+    place = Place(scenario, index, split, tag, tidy)
     rng = _seeded(split, scenario, index, *([tag] if tag else []))
     draw = _draws(rng, scenario, split)._replace(tidy=tidy)
     tag = tag or rng.choices(tuple(tags), tuple(tags.values()))[0]
     for _ in range(TRIES):
         made = _MAKERS[scenario](rng, draw, tag)
         if made is not None and _belongs(made, draw):
-            return made
+            return replace(made, place=place)
     raise RuntimeError(f"no {split} item for {scenario} {tag} {index} in {TRIES} tries")
 
 
