@@ -233,7 +233,7 @@ def paths(size: str, how: Mapping, count: int) -> Outcome:
 
 def _same_path_update(net: flow_grpo.Peer, how: flow_grpo.Settings, heard: list) -> list[str]:
     """Lets the peer learn from the trajectory that ours learned from."""
-    before, (_, path, negative), after, metrics = heard
+    before, (_, path, negative, *_), after, metrics = heard
     rows = path.advantages.shape[0]
     if not np.asarray(path.weights).all():
         raise ValueError("a group was dropped, so the peer cannot learn from the same rows")
@@ -293,7 +293,7 @@ def thoughts(size: str, how: Mapping, count: int) -> Outcome:
 
 def _same_token_update(net: token_grpo.Peer, how: token_grpo.Settings, built: Parts, heard: list):
     """Lets the peer learn from the thoughts that ours learned from."""
-    before, (given,), after, metrics = heard
+    before, (given, *_), after, metrics = heard
     if not np.asarray(given.mask).any():
         raise ValueError("every group was dropped, so there is nothing to compare")
     ids, mask = models.rows_of(given.prompt)
