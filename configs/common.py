@@ -70,6 +70,12 @@ def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> C
     # Pictures to learn from instead of what the plan says: "photos", "a.jsonl@3,shards/*.tar@1".
     config.data = placeholder(str)
     config.optim = {}
+    # Adapters that learn in a tree's place; without a rank the tree itself learns. See
+    # thinkgen_jax/models/lora.py; alpha is the rank where it is None, targets all kernels.
+    config.lora = {
+        tree: dict(rank=placeholder(int), alpha=placeholder(float), targets=placeholder(str))
+        for tree in ("mllm", "dit")
+    }
     config.checkpoint = dict(every=200, keep=2)
     # wandb: a project of Weights & Biases to log to as well; None tells nobody.
     config.log = dict(images=20, wandb=placeholder(str))

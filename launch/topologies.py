@@ -39,7 +39,8 @@ def usable(found: list[dict]) -> str:
 
 
 def _resident(found: list[dict]) -> str:
-    return f"{sum(found[0]['residents'].values()):.1f}"
+    held = found[0]["residents"].items()
+    return f"{sum(size for name, size in held if not name.startswith('optimizer/')):.1f}"
 
 
 def _cell(found: list[dict], name: str) -> str:

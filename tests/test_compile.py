@@ -122,6 +122,27 @@ def test_the_whole_released_job_traces_from_shapes_alone():
             assert build.nbytes(program.loose) < 8 * build.GIB
 
 
+def test_adapters_need_no_reference_and_few_moments():
+    """Of each learning tree: itself, once more merged; of adapters two moments and themselves."""
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    with jax.set_mesh(mesh):
+        whole = job(mesh)
+        config = sepgrpo.get_config("thinkgen")
+        config.lora.mllm.rank = config.lora.dit.rank = 16
+        config.start.update(mllm="somewhere", dit="somewhere")
+        made = compile.job_of(config, slices.parse("v5p-8"), mesh)
+        held, full = build.residents(made), build.residents(whole)
+        assert not any(name.startswith("reference/") for name in held)
+        for tree in ("mllm", "dit"):
+            assert held[f"frozen/{tree}"] == held[f"merged/{tree}"] == full[f"reference/{tree}"]
+            assert held[f"state/{tree}"] < 0.02 * full[f"state/{tree}"]
+            assert held[f"optimizer/{tree}"] == pytest.approx(2 * held[f"state/{tree}"], rel=1e-3)
+            program = programs.table(made)[f"{tree}_step"]()
+            assert program.function.trace(*program.args).jaxpr.jaxpr.eqns
+            least, most = (work.WORK[f"{tree}_step"](one, f"{tree}_grpo") for one in (made, whole))
+            assert least.flops == most.flops and least.memory < most.memory
+
+
 def test_search_finds_the_largest_micro_batch_that_fits(monkeypatch, capsys):
     """Memory here is 40 GiB over the cut of the weights, and 8 over the number of parts."""
 

@@ -15,13 +15,17 @@ DOORS = ("train", "generate", "evaluate", "convert", "compile", "demo", "precomp
 TOOLS = {"sharding", "checkpoint", "optim", "logs", "report", "cache", "data", "world", "rewards"}
 BODIES = {"structs", "models", "sharding", "checkpoint", "optim", "logs"}
 BELOW = {"structs", "models", "sampling", "steps", "hf", "hosts"} | TOOLS
-ROADS = {"parts", "pipeline", "rollout", "scoring", "phases", "bench"}
+ROADS = {"parts", "learned", "pipeline", "rollout", "scoring", "phases", "bench"}
 FLOORS = {  # room: the rooms it may import beside itself
     **{"__init__": set(), "cli": set(), "structs": set(), "models": {"structs", "sharding"}},
     **{room: {"structs"} for room in TOOLS},
     **{"data": {"structs", "world"}, "rewards": {"structs", "world"}},
     **{"sampling": BODIES, "steps": BODIES | {"sampling"}, "hf": BODIES | {"data"}},
-    **{"parts": BELOW, "pipeline": BELOW | {"parts"}, "bench": BELOW | {"parts", "pipeline"}},
+    **{
+        "parts": BELOW,
+        "pipeline": BELOW | {"parts", "learned"},
+        "bench": BELOW | {"parts", "pipeline"},
+    },
     **{"rollout": BELOW | {"parts", "pipeline"}, "scoring": BELOW},
     "phases": BELOW | {"parts", "rollout", "scoring"},
     **{
@@ -30,7 +34,11 @@ FLOORS = {  # room: the rooms it may import beside itself
         "aot": BELOW | ROADS | {"flops"},
     },
     # Before the doors: what their configs mean.
-    **{"starts": BELOW | {"parts"}, "recipe": BELOW | ROADS | {"starts"}},
+    **{
+        "learned": BELOW | {"parts"},
+        "starts": BELOW | {"parts", "learned"},
+        "recipe": BELOW | ROADS | {"starts"},
+    },
     **{door: BELOW | ROADS | {"starts", "recipe", "cli", "flops", "aot"} for door in DOORS},
 }
 FENCES = {  # third-party package: beginnings of the paths, below the package, that may import it

@@ -67,6 +67,19 @@ def test_the_first_stage_begins_with_omnigen2(pipeline, tmp_path):
     assert starts.of_checkpoint(folder) == {"vae": folder}
 
 
+def test_later_stages_keep_the_words_that_the_first_one_had(pipeline, tmp_path):
+    """Stage 5 starts from stage 4, which started from a released folder."""
+    before = pipeline
+    for name in ("four", "five"):
+        with checkpoint.Checkpoints(tmp_path / name) as saves:
+            meta = {"start": {"mllm": before}}
+            saves.save(1, {"mllm": {"params": np.zeros(1)}}, data={}, meta=meta)
+            saves.wait()
+        before = str(tmp_path / name)
+        assert str(starts.words_folder(config_of(mllm=before))) == f"{pipeline}/processor"
+    assert starts.words_folder(config_of(mllm="assets")) == parts.ASSETS
+
+
 def test_a_run_and_words_are_no_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "random").mkdir()

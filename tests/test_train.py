@@ -9,9 +9,17 @@ import sys
 from collections import deque
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from thinkgen_jax import recipe, train
+from thinkgen_jax import checkpoint, parts, phases, recipe, train
+from thinkgen_jax.hf import assets
+from thinkgen_jax.models import presets
+from thinkgen_jax.optim import OptimConfig
+from thinkgen_jax.steps import state as learning
+from thinkgen_jax.steps import turns
+from thinkgen_jax.steps.state import Learner
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
@@ -188,3 +196,45 @@ def test_who_is_told_may_change_in_a_run_that_goes_on(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(recipe.plain(config)))
     config.log.wandb = "mine"
     train.check_config(tmp_path, config, fresh=False)
+
+
+class Still:
+    """A stream of nothing, and the update of a phase that looks where optimizers are."""
+
+    def __init__(self, learns, seen):
+        self.learns, self.seen = learns, seen
+
+    def __next__(self):
+        return []
+
+    def get_state(self):
+        return {}
+
+    def update(self, states, batch, key):
+        places = {
+            tree: {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state)}
+            for tree, state in states.items()
+        }
+        self.seen.append((self.learns, places))
+        return states, {"loss": 0.0, "skipped": 0.0}, None
+
+
+def test_in_every_phase_the_other_optimizer_is_off_the_devices(tmp_path):
+    config, seen = config_of("sepgrpo"), []
+    config.steps = 4
+    config.checkpoint.every = 4
+    params = {"lm_head": {"kernel": jnp.ones((4, 4))}}
+    states = {tree: learning.create(params, Learner(OptimConfig())) for tree in ("mllm", "dit")}
+    built = {}
+    for name in ("mllm_grpo", "dit_grpo"):
+        still = Still(name.split("_")[0], seen)
+        built[name] = phases.Phase(still.learns, still, still.update)
+    system = presets.get("tiny")
+    made = parts.build(system, assets.load_text(parts.ASSETS, system))
+    setup = phases.Setup(made, {}, {}, {}, 0)
+    with checkpoint.Checkpoints(tmp_path) as saves:
+        train.loop(config, tmp_path, saves, setup, states, built, 0)
+        assert saves.latest_step == 4
+    usual = jax.devices()[0].default_memory().kind
+    mllm, dit = {"mllm": {usual}, "dit": {turns.HOST}}, {"mllm": {turns.HOST}, "dit": {usual}}
+    assert seen == [("mllm", mllm), ("dit", dit)] * 2

@@ -172,13 +172,13 @@ def judge(config: ConfigDict, machine: Slice, mesh: jax.sharding.Mesh) -> dict:
         unknown = sorted(set(chosen) - set(known))
         if unknown:
             raise ValueError(f"--program={unknown}: this config has {', '.join(known)}")
-        _print_head(config, machine, mesh, held)
+        _print_head(config, machine, mesh, held, build.most(held, job.learners))
         results = []
         for name in chosen:
             how = dict(quick=QUICK.value and name not in FULL.value, headroom=HEADROOM.value)
             results.append(build.compile_program(job, name, machine, held, **how))
             _print_result(results[-1], machine)
-    need = max([sum(held.values()), *(result.need for result in results)])
+    need = max([build.most(held, job.learners), *(result.need for result in results)])
     told = build.verdict(need, machine.chip.hbm, HEADROOM.value)
     print(f"\nall of these: {told}, at most {need:.2f} of {machine.chip.hbm} GiB a device")
     about = {**_about(config, machine, mesh, held), "verdict": told}
@@ -279,14 +279,16 @@ def _axes(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "data=1"
 
 
-def _print_head(config: ConfigDict, machine: Slice, mesh, held: Mapping[str, float]) -> None:
+def _print_head(
+    config: ConfigDict, machine: Slice, mesh, held: Mapping[str, float], most: float
+) -> None:
     told = " ".join(f"{name} {version}" for name, version in versions().items())
     print(f"{config.name}:{config.arg} on {machine.name} ({machine.kind}:{machine.shape})")
     print(f"{machine.chips} chips, {machine.count} devices, mesh {_axes(mesh.shape)}; {told}")
-    print(f"{machine.chip.hbm} GiB usable a device; of each device live there all the time:")
+    print(f"{machine.chip.hbm} GiB usable a device; of each device are taken by:")
     for name, size in held.items():
         print(f"  {name:<16} {size:6.2f} GiB")
-    print(f"  {'in all':<16} {sum(held.values()):6.2f} GiB\n", flush=True)
+    print(f"  {'at a time':<16} {most:6.2f} GiB: one optimizer, the others sleep\n", flush=True)
 
 
 def _print_result(result: Result, machine: Slice) -> None:

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from thinkgen_jax import checkpoint, cli, parts
+from thinkgen_jax import checkpoint, cli, learned, parts
 from thinkgen_jax.data import batches, sources, text
 from thinkgen_jax.hf import adapters, assets, export, folders, streams
 from thinkgen_jax.hf.adapters import Adapter
@@ -151,8 +151,7 @@ def _trees(system: System, adapted: dict[str, Adapter]) -> dict[str, Tree]:
         elif tree in adapted:
             raise ValueError(f"--adapter: merged into released folders, --{tree} is a run")
         else:
-            shapes = parts.shapes(system, tree)
-            trees[tree] = jax.device_get(checkpoint.restore_learned(flag.value, tree, shapes))
+            trees[tree] = jax.device_get(learned.read(flag.value, system, tree))
         print(f"{tree}: {flag.value}")
     return trees
 

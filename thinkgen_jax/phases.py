@@ -28,6 +28,7 @@ from thinkgen_jax.data import batches, corpus, encoded, feeding, prompt_sets
 from thinkgen_jax.data.batches import Shape, Stream
 from thinkgen_jax.data.corpus import Corpus
 from thinkgen_jax.data.prompt_sets import PromptSet
+from thinkgen_jax.models import lora
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.rewards import DROP_LIMIT
 from thinkgen_jax.rewards.pool import COMBINE, Pool, reward_metrics
@@ -178,7 +179,7 @@ class Setup(NamedTuple):
     """What every phase is built from."""
 
     parts: Parts
-    frozen: dict[str, Tree]  # trees that do not learn in this run
+    frozen: dict[str, Tree]  # trees that do not learn in this run, or below adapters that do
     references: dict[str, Tree]  # parameters at the start of the run, of trees with a KL term
     learners: dict[str, Learner]
     seed: int
@@ -212,8 +213,16 @@ def build(name: str, plan: SftPlan | RlPlan, setup: Setup) -> Phase:
 
 
 def params_of(setup: Setup, states: States, tree: str) -> Tree:
-    """Current parameters of a tree, learning or frozen."""
-    return states[tree].params if tree in states else setup.frozen[tree]
+    """Current parameters of a tree, learning or frozen; adapters are merged into it."""
+    if tree not in states:
+        return setup.frozen[tree]
+    learner = setup.learners[tree]
+    if learner.lora is None:
+        return states[tree].params
+    return _merged(setup.frozen[tree], states[tree].params, learner.lora)
+
+
+_merged = jax.jit(lora.merge, static_argnums=2)
 
 
 # --- supervised ---
@@ -240,7 +249,7 @@ def _text(plan: SftPlan, setup: Setup) -> Phase:
     ]
 
     def update(states: States, batch, key: Key):
-        state, metrics = step(states["mllm"], batch)
+        state, metrics = step(states["mllm"], batch, setup.frozen.get("mllm"))
         return {**states, "mllm": state}, metrics, None
 
     return Phase("mllm", _mixed(data, plan), update)
@@ -264,7 +273,7 @@ def _flow(plan: SftPlan, setup: Setup) -> Phase:
     frozen = {tree: setup.frozen.get(tree) for tree in ("mllm", "vae")}
 
     def update(states: States, batch, key: Key):
-        state, metrics = step(states["dit"], frozen, batch, key)
+        state, metrics = step(states["dit"], frozen, batch, key, setup.frozen.get("dit"))
         if isinstance(data, feeding.Feed):
             for name, why in data.news():
                 logs.note(f"skipped {name}: {why}")
@@ -342,6 +351,7 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         old = logprobs(params.mllm, prompt, mask)
         ref = logprobs(reference, prompt, mask) if plan.token.kl else None
         jax.block_until_ready((old, ref))  # what is left to do needs the rewards
+        del params  # merged ones are a copy that the update has no use for
         scored, settled = scoring.collect(pool, plan.combine)
         if settled.failed.all():  # nothing to learn from, not even where the reference lies
             return states, reward_metrics(settled, scored), None
@@ -351,7 +361,7 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         thoughts = Thoughts(prompt, mask, old, ref, advantage)
         state = states["mllm"]
         for inner in range(plan.inner):
-            state, metrics = grpo_step(state, thoughts)
+            state, metrics = grpo_step(state, thoughts, setup.frozen.get("mllm"))
             if inner == 0:
                 first = metrics
         written = np.asarray(thinking.decoded.segments).sum(axis=1)
@@ -399,6 +409,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
         if not plan.keep_old:
             path = path._replace(old=logprobs(params.dit, path, negative))
         jax.block_until_ready(path)  # what is left to do needs the rewards
+        del params
         scored, settled = scoring.collect(pool, plan.combine)
         if settled.failed.all():
             return states, reward_metrics(settled, scored), None
@@ -408,7 +419,8 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
         )
         state = states["dit"]
         for inner in range(plan.inner):
-            state, metrics = grpo_step(state, reference, path, negative)
+            base = setup.frozen.get("dit")
+            state, metrics = grpo_step(state, reference, path, negative, base)
             if inner == 0:
                 first = metrics
         kept.see(first["drift"])
@@ -528,6 +540,13 @@ def _requests(plan: RlPlan, setup: Setup):
     return batches.mixed(data, [s.weight for s in plan.streams])
 
 
+LEARNS = {  # the tree that learns in a phase
+    "vae_sft": "vae",
+    "text_sft": "mllm",
+    "flow_sft": "dit",
+    "mllm_grpo": "mllm",
+    "dit_grpo": "dit",
+}
 PHASES = {
     "vae_sft": _vae,
     "text_sft": _text,

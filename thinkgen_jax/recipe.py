@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from thinkgen_jax import logs, parts, pipeline, sharding, starts
+from thinkgen_jax import logs, parts, phases, pipeline, sharding, starts
 from thinkgen_jax.bench import miniature
 from thinkgen_jax.data import corpus, encoded
 from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.data.corpus import Corpus, Source
 from thinkgen_jax.data.prompt_sets import PromptSet
 from thinkgen_jax.hf import assets
+from thinkgen_jax.models.lora import LoraConfig
 from thinkgen_jax.optim import OptimConfig
-from thinkgen_jax.phases import RlPlan, Setup, SftPlan
+from thinkgen_jax.phases import LEARNS, RlPlan, Setup, SftPlan
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw
 from thinkgen_jax.sampling.flow import Guidance
@@ -36,13 +37,6 @@ from thinkgen_jax.world import tasks
 
 CURVES = ("loss", "reward", "kl", "psnr", "entropy", "grad_norm")
 ENCODERS = ("mllm", "vae")  # trees that encode what the DiT learns from
-LEARNS = {
-    "vae_sft": "vae",
-    "text_sft": "mllm",
-    "flow_sft": "dit",
-    "mllm_grpo": "mllm",
-    "dit_grpo": "dit",
-}
 
 
 def plain(config: ConfigDict) -> dict:
@@ -67,12 +61,19 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     needed = learns | {"vae", "mllm", "dit"} if _is_rl(config) else learns | _frozen(config)
     trees = {tree: starts.tree_params(config, system, tree, log) for tree in sorted(needed)}
     learners = {tree: learner(config, tree) for tree in learns}
+    adapted = {tree for tree, one in learners.items() if one.lora is not None}
     references = {}
     if _is_rl(config):
         # Copies: the states' own arrays are donated at the first update.
-        references = {t: jax.tree.map(jnp.copy, trees[t]) for t in learns}
-    states = {tree: learning.create(trees[tree], learners[tree]) for tree in sorted(learns)}
-    frozen = {tree: params for tree, params in trees.items() if tree not in learns}
+        references = {t: jax.tree.map(jnp.copy, trees[t]) for t in learns - adapted}
+        references |= {t: trees[t] for t in adapted}  # nobody donates them
+    states = {}
+    for tree in sorted(learns):
+        params = trees[tree]
+        if tree in adapted:
+            params = starts.fresh_adapters(config, tree, params, learners[tree].lora)
+        states[tree] = learning.create(params, learners[tree])
+    frozen = {tree: params for tree, params in trees.items() if tree not in learns - adapted}
     return Setup(built, frozen, references, learners, config.seed), states
 
 
@@ -96,7 +97,34 @@ def learner(config: ConfigDict, tree: str) -> Learner:
     if config.prepad == 0:  # a pattern without a parameter would be refused
         block["trainable"] = tuple(p for p in block["trainable"] if p != starts.PREPAD)
     accumulate = block.pop("accumulate")
-    return Learner(OptimConfig(**block), f"optim.{tree}", accumulate)
+    return Learner(OptimConfig(**block), f"optim.{tree}", accumulate, adapters(config, tree))
+
+
+def adapters(config: ConfigDict, tree: str) -> LoraConfig | None:
+    """The adapters that learn in a tree's place; None where the tree itself learns.
+
+    Raises:
+      ValueError: for values out of range, a tree that cannot be adapted, or a base that nobody
+        could find again.
+    """
+    block = config.lora.get(tree)
+    if block is None or block.rank is None:
+        return None
+    alpha = float(block.rank) if block.alpha is None else block.alpha
+    source = config.start[tree]
+    if source == "random" or (tree == "dit" and (config.reinit or _is_fresh(config, source))):
+        raise ValueError(
+            f"config.lora.{tree}: adapters need a base that can be read again, "
+            f"config.start.{tree}={source} makes fresh values; name a run or released weights"
+        )
+    try:
+        return LoraConfig(block.rank, alpha, block.targets or ".")
+    except ValueError as err:
+        raise ValueError(f"config.lora.{tree}: {err}") from None
+
+
+def _is_fresh(config: ConfigDict, source: str) -> bool:
+    return bool(config.get("dit_condition")) or starts.released(source) == "omnigen2"
 
 
 def plans(config: ConfigDict) -> Iterator[tuple[str, SftPlan | RlPlan]]:
@@ -281,7 +309,7 @@ def evaluation(
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         return tuple({k: np.asarray(v) for k, v in part.items()} for part in kept)
-    trees = {**setup.frozen, **{tree: state.params for tree, state in states.items()}}
+    trees = {tree: phases.params_of(setup, states, tree) for tree in {*setup.frozen, *states}}
     trees |= {tree: setup.references[tree] for tree in start}
     params = Params(*(trees[tree] for tree in Params._fields))
     found = miniature.sampled(

@@ -33,8 +33,17 @@ ACT_RULES = {
 # one axis and by `tensor` along the other, its activations by rows alone, so that both are FSDP.
 PLANE = ("fsdp", "tensor")
 PARAM_RULES: tuple[tuple[str, P], ...] = (
-    # low-rank adapters: small
-    (r"/lora_[ab]$", P()),
+    # low-rank adapters: inputs of A and outputs of B lie as their kernel's, the rank is whole
+    (r"decoder/(self_attn/[qkv]|mlp/(gate|up))_proj/lora_a$", P(None, "fsdp")),  # [L, D, r]
+    (r"decoder/(self_attn/[qkv]|mlp/(gate|up))_proj/lora_b$", P(None, None, "tensor")),
+    (r"decoder/(self_attn/o|mlp/down)_proj/lora_a$", P(None, "tensor")),  # [L, N, H, r], [L, F, r]
+    (r"decoder/(self_attn/o|mlp/down)_proj/lora_b$", P(None, None, "fsdp")),  # [L, r, D]
+    (r"(layers|refiner)/(attn/to_[qkv]|feed_forward/(gate|up))/lora_a$", P(None, "fsdp")),
+    (r"(layers|refiner)/attn/to_[qkv]/lora_b$", P(None, None, None, "tensor")),  # [L, r, N, H]
+    (r"(layers|refiner)/feed_forward/(gate|up)/lora_b$", P(None, None, "tensor")),  # [L, r, F]
+    (r"(layers|refiner)/attn/to_out/lora_a$", P(None, None, "tensor")),  # [L, N, H, r]
+    (r"(layers|refiner)/feed_forward/down/lora_a$", P(None, "tensor")),  # [L, F, r]
+    (r"(layers|refiner)/(attn/to_out|feed_forward/down)/lora_b$", P(None, None, "fsdp")),
     # gains and biases, stacked or not
     (r"/(scale|bias|norm)$", P()),
     # mllm: decoder

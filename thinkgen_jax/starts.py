@@ -19,11 +19,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from thinkgen_jax import checkpoint, parts, sharding
+from thinkgen_jax import checkpoint, learned, parts, sharding
 from thinkgen_jax.data import files
 from thinkgen_jax.hf import assets, folders
 from thinkgen_jax.hf.rules import flatten, unflatten
-from thinkgen_jax.models import presets
+from thinkgen_jax.models import lora, presets
+from thinkgen_jax.models.lora import LoraConfig
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.steps import flow_sft
 from thinkgen_jax.structs import Tree
@@ -82,14 +83,49 @@ def of_checkpoint(path: str) -> dict[str, str]:
 
 
 def words_folder(config: ConfigDict) -> Path:
-    """Where the tokenizer lies: with a released MLLM, else with the shipped weights."""
-    source = config.start.mllm
-    return folders.words_folder(source) if released(source) else parts.ASSETS
+    """Where the tokenizer lies: with the released MLLM that the run's came from, else shipped."""
+    return learned.words_folder(config.start.mllm)
 
 
 def sources(config: ConfigDict) -> dict[str, str]:
-    """`config.start` with absolute paths, so that a run can be read from anywhere."""
-    return {k: v if v in WORDS else str(Path(v).absolute()) for k, v in config.start.items()}
+    """`config.start` with absolute paths, so that a run can be read from anywhere.
+
+    Below adapters lies one commit: what the run learns later must not move them.
+    """
+
+    def place(tree: str, source: str) -> str:
+        if source in WORDS:
+            return source
+        is_base = config.lora.get(tree) is not None and config.lora[tree].rank is not None
+        kept = checkpoint.find(source) if is_base and not released(source) else Path(source)
+        return str(kept.absolute())
+
+    return {tree: place(tree, source) for tree, source in config.start.items()}
+
+
+def check_base(config: ConfigDict, meta: dict) -> None:
+    """Refuses to go on with adapters where the tree below them is no longer the same.
+
+    Args:
+      meta: of the run's own last commit.
+
+    Raises:
+      ValueError: naming the tree, where it was and where it would be.
+    """
+    now, before = sources(config), meta.get("start", {})
+    for tree in meta.get("lora", {}):
+        if now[tree] != before[tree]:
+            raise ValueError(
+                f"config.start.{tree}: the adapters learned on {before[tree]}, now there is "
+                f"{now[tree]}; name the former, or start anew with --fresh"
+            )
+
+
+def fresh_adapters(config: ConfigDict, tree: str, params: Tree, cfg: LoraConfig) -> Tree:
+    """New adapters of a tree, placed."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    adapters = jax.jit(lambda key: lora.init(shapes, cfg, key))(_key(config, tree))
+    return jax.device_put(adapters, sharding.infer(adapters, _mesh()))
 
 
 def prints(config: ConfigDict, trees: Sequence[str]) -> dict[str, str]:
@@ -172,13 +208,17 @@ def _from_run(config: ConfigDict, system: System, tree: str, source: str) -> Tre
             f"config.start.{tree}={source}: no such run; train it first, e.g. "
             f"python -m thinkgen_jax.train --config=configs/{path.name.split('-')[0]}.py"
         )
-    marker = checkpoint.read_meta(checkpoint.find(path)).get("system", {}).get("marker")
+    meta = checkpoint.read_meta(checkpoint.find(path))
+    marker = meta.get("system", {}).get("marker")
     if marker not in (None, system.marker):
         raise ValueError(
             f"config.start.{tree}={source} learned with the marker {marker!r}; say "
             f"--config.marker={marker!r}"
         )
-    found = checkpoint.restore_learned(path, tree)
+    if tree in meta.get("lora", {}):
+        found = learned.read(path, system, tree)
+    else:
+        found = checkpoint.restore_learned(path, tree)
     found = {k: v for k, v in found.items() if k != flow_sft.EMBED}
     if tree == "dit" and config.reinit:
         return found

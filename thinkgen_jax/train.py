@@ -6,6 +6,7 @@ config; what a step does is in `phases.py`.
 
 * One commit holds all learning trees, their optimizers and averages, the place in every data stream
   and the step; a run that is killed and resumed ends with the same bits as one that was not.
+* The optimizer of a tree that does not learn in a phase waits in the host's memory.
 * A step with NaN is skipped and counted; Ctrl-C commits and says how to go on.
 """
 
@@ -31,6 +32,7 @@ from ml_collections import ConfigDict, config_flags
 from thinkgen_jax import cache, checkpoint, hosts, logs, phases, recipe, report, sharding, starts
 from thinkgen_jax.phases import Phase, Setup
 from thinkgen_jax.rewards.remote import Unavailable
+from thinkgen_jax.steps import turns
 from thinkgen_jax.structs import States
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
@@ -127,6 +129,8 @@ def run(
             logs.write_text(workdir / CONFIG_FILE, plain + "\n")
         start = 0
         if saves.latest_step is not None:
+            latest = checkpoint.find(saves.folder / str(saves.latest_step))
+            starts.check_base(config, checkpoint.read_meta(latest))
             start, states = resume(saves, states, built)
             log.info("resumed at step %d of %d", start, config.steps)
         scores = {"before": recipe.evaluation(config, setup, states, workdir, "before")}
@@ -165,6 +169,7 @@ def loop(
             phase = built[name]
             writer.describe(name)
             begun, place = time.monotonic(), phase.data.get_state()
+            states = turns.turn(states, phase.learns)
             rows = "batch" if phase.learns == "mllm" else "rows"
             batch = hosts.lay(next(phase.data), rows, sliced=phase.sliced)
             try:
@@ -199,6 +204,18 @@ def loop(
     return states
 
 
+def about(config: ConfigDict, setup: Setup) -> dict:
+    """What every commit says of its run: all that others need to read it."""
+    learners = setup.learners.items()
+    return {
+        "config": recipe.plain(config),
+        "preset": config.model,
+        "system": dataclasses.asdict(setup.parts.system),
+        "start": starts.sources(config),
+        "lora": {tree: dataclasses.asdict(one.lora) for tree, one in learners if one.lora},
+    }
+
+
 class Guard:
     """Counts skipped steps one step late, so that the loop never waits for the device."""
 
@@ -225,16 +242,6 @@ class Guard:
                 f"step {step}: {self.row} steps in a row had NaN or infinity in loss or gradient "
                 f"(config.limit_skipped); the last commit is good"
             )
-
-
-def about(config: ConfigDict, setup: Setup) -> dict:
-    """What a commit says of itself."""
-    return {
-        "config": recipe.plain(config),
-        "preset": config.model,
-        "system": dataclasses.asdict(setup.parts.system),
-        "start": starts.sources(config),
-    }
 
 
 def writer_of(config: ConfigDict, workdir: Path, start: int) -> logs.Writer:

@@ -22,6 +22,7 @@ from thinkgen_jax.phases import RlPlan, Setup
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw
 from thinkgen_jax.steps import state as learning
+from thinkgen_jax.steps import turns
 from thinkgen_jax.steps.state import Learner
 
 GROUPS, GROUP = 3, 8
@@ -128,6 +129,7 @@ def run():
                 batch = next(phase.data)
                 silenced[:] = [batch[-1].prompt] if number else []
                 seen.clear()
+                states = turns.turn(states, phase.learns)
                 states, metrics, shown = phase.update(states, batch, jax.random.key(number))
                 jax.block_until_ready(states)
                 kept = {key: float(metrics[key]) for key in KEPT}

@@ -3,18 +3,19 @@
 
 * The verdict is the compiler's own peak against the memory it lets programs use; a program that it
   refuses for lack of memory does not fit. Other refusals are errors, not verdicts.
-* What lives beside a program is added: learning trees with their optimizers, frozen trees,
-  references, and the other arguments of its phase, which a rollout keeps until the update. A cache
-  of keys and values lives inside the program that writes.
+* What lives beside a program is added: learning trees, the optimizer of the one whose phase it is,
+  frozen trees, references, and the other arguments of its phase, which a rollout keeps until the
+  update. A cache of keys and values lives inside the program that writes.
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import jax
 
+from thinkgen_jax import phases
 from thinkgen_jax.aot import hlo, programs, slices, work
 from thinkgen_jax.aot.programs import Job, Program
 from thinkgen_jax.aot.slices import Slice
@@ -72,6 +73,21 @@ def residents(job: Job) -> dict[str, float]:
     return {name: nbytes(tree) / GIB for name, tree in programs.resident(job).items()}
 
 
+def awake(held: Mapping[str, float], tree: str) -> float:
+    """GiB of one device that live there while this tree learns; other optimizers sleep."""
+    mine = programs.OPTIMIZER + tree
+    return sum(
+        size
+        for name, size in held.items()
+        if name == mine or not name.startswith(programs.OPTIMIZER)
+    )
+
+
+def most(held: Mapping[str, float], trees: Iterable[str]) -> float:
+    """The most of `awake` for any of these trees."""
+    return max(awake(held, tree) for tree in trees)
+
+
 def compile_program(
     job: Job,
     name: str,
@@ -93,7 +109,9 @@ def compile_program(
     begun = time.monotonic()
     options = slices.QUICK if quick else slices.OPTIONS.get(machine.kind, {})
     own = nbytes((program.args, program.kwargs)) / GIB
-    beside = sum(held.values()) + _phase_arguments(job, phase) - own
+    if name.endswith("_step"):
+        held = {k: v for k, v in held.items() if not k.startswith(programs.MERGED)}
+    beside = awake(held, phases.LEARNS[phase]) + _phase_arguments(job, phase) - own
     compiled, refusal = _compile(program, dict(options))
     seconds = time.monotonic() - begun
     needed = work.WORK[name](job, phase)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from thinkgen_jax import parts, phases, rollout, sharding
 from thinkgen_jax.data.batches import Stream
+from thinkgen_jax.models import lora
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.phases import RlPlan, SftPlan
 from thinkgen_jax.sampling import decode, flow, sde
@@ -69,6 +70,9 @@ class Program(NamedTuple):
 
 # --- what lives on the machine ---
 
+MERGED = "merged/"  # a tree with its adapters: there until an update begins
+OPTIMIZER = "optimizer/"  # of a tree: on the devices in the phases alone in which it learns
+
 
 def place(tree: Tree, mesh: Mesh) -> Tree:
     """Parameters, or anything shaped like them, as training lays them."""
@@ -88,21 +92,38 @@ def state(job: Job, tree: str) -> TrainState:
     """A learning tree with its optimizer and average, placed."""
     learner = job.learners[tree]
     shapes = parts.shapes(job.parts.system, tree)
+    if learner.lora is not None:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        shapes = jax.eval_shape(lambda key: lora.init(shapes, learner.lora, key), key)
     made = jax.eval_shape(partial(learning.create, learner=learner), shapes)
     return place(made, job.mesh)
+
+
+def base(job: Job, tree: str) -> Tree | None:
+    """The frozen tree below adapters; None where the tree itself learns."""
+    return None if job.learners[tree].lora is None else params(job, tree)
 
 
 def resident(job: Job) -> dict[str, Tree]:
     """Everything that lives beside the programs, by name.
 
-    "state/mllm" learns, "frozen/vae" does not, "reference/mllm" is what a KL term compares with.
+    "state/mllm" learns, "optimizer/mllm" is its optimizer and average, "frozen/vae" does not learn,
+    "reference/mllm" is what a KL term compares with. Where adapters learn, the frozen tree below
+    them is the reference, and "merged/mllm" is what a rollout reads.
     """
     rl = any(isinstance(plan, RlPlan) for plan in job.plans.values())
-    found: dict[str, Tree] = {f"state/{tree}": state(job, tree) for tree in job.learners}
+    found: dict[str, Tree] = {}
+    for tree in job.learners:
+        made = state(job, tree)
+        found[f"state/{tree}"] = made._replace(opt_state=None, ema=None)
+        found[f"{OPTIMIZER}{tree}"] = made.opt_state, made.ema
     frozen = set(parts.TREES) if rl else {"vae", "mllm"} if "flow_sft" in job.plans else set()
     found |= {f"frozen/{tree}": params(job, tree) for tree in sorted(frozen - set(job.learners))}
+    adapted = {tree for tree, learner in job.learners.items() if learner.lora is not None}
+    found |= {f"frozen/{tree}": params(job, tree) for tree in sorted(adapted)}
     if rl:
-        found |= {f"reference/{tree}": params(job, tree) for tree in job.learners}
+        found |= {f"reference/{tree}": params(job, tree) for tree in job.learners.keys() - adapted}
+        found |= {f"{MERGED}{tree}": params(job, tree) for tree in sorted(adapted)}
     return found
 
 
@@ -258,7 +279,8 @@ def _mllm_step(job: Job, name: str) -> Program:
     ref = each if plan.token.kl else None
     thoughts = Thoughts(whole, mask, each, ref, _array(job, (rows,), ("batch",)))
     function = mllm_grpo.make_step(job.parts.mllm, job.learners["mllm"], plan.token)
-    return Program(function, (state(job, "mllm"), thoughts), {}, (thoughts,))
+    args = (state(job, "mllm"), thoughts, base(job, "mllm"))
+    return Program(function, args, {}, (thoughts,))
 
 
 def _text_step(job: Job, name: str) -> Program:
@@ -272,7 +294,7 @@ def _text_step(job: Job, name: str) -> Program:
         prompt = _whole(job, plan, rows)
     batch = TextBatch(prompt, _array(job, prompt.ids.shape, ("batch",)))
     function = text_sft.make_step(job.parts.mllm, job.learners["mllm"])
-    return Program(function, (state(job, "mllm"), batch), {}, (batch,))
+    return Program(function, (state(job, "mllm"), batch, base(job, "mllm")), {}, (batch,))
 
 
 def _flow_step(job: Job, name: str) -> Program:
@@ -292,7 +314,7 @@ def _flow_step(job: Job, name: str) -> Program:
     batch = FlowBatch(
         _prompt(job, rows, stream.length), _pixels(job, rows), _pictures(job, rows, stream.pictures)
     )
-    args = (state(job, "dit"), frozen, batch, _key(job))
+    args = (state(job, "dit"), frozen, batch, _key(job), base(job, "dit"))
     return Program(function, args, {}, (batch,))
 
 
@@ -369,7 +391,7 @@ def _dit_step(job: Job, name: str) -> Program:
     path, negative = _path(job, plan), _negative(job, plan)
     reference = params(job, "dit") if plan.path.kl else None
     function = dit_grpo.make_step(job.parts.dit, job.learners["dit"], plan.path)
-    args = (state(job, "dit"), reference, path, negative)
+    args = (state(job, "dit"), reference, path, negative, base(job, "dit"))
     return Program(function, args, {}, (path, negative))
 
 

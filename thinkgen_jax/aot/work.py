@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 
 from thinkgen_jax import flops, parts, phases
+from thinkgen_jax.aot import programs
 from thinkgen_jax.aot.programs import Job, heaviest
 from thinkgen_jax.models.layers import remat_name
 
@@ -93,12 +94,13 @@ def _train(job: Job, tree: str, forward: float, passes: int, sums: float = 0.0) 
     """An update from `passes` micro-batches that take `forward` operations in all."""
     again = remat_name(getattr(job.parts.system, tree).remat) != "none"
     each = 3 if again else 2
-    mine = _count(job, tree) / job.mesh.size
+    learning = sum(leaf.size for leaf in jax.tree.leaves(programs.state(job, tree).params))
+    mine, share = learning / job.mesh.size, learning / _count(job, tree)
     return Work(
         flops.TRAIN * forward,
         forward if again else 0.0,
         passes * each * HALF * _held(job, tree) + (MOMENTS + 2 * FULL * passes) * mine,
-        passes * (each * HALF + FULL) * _gathered(job, tree) + each * sums,
+        passes * (each * HALF + share * FULL) * _gathered(job, tree) + each * sums,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from thinkgen_jax import learned
 from thinkgen_jax import parts as putting
 from thinkgen_jax.data.text import Text, check_marker
 from thinkgen_jax.hf import assets, folders
@@ -61,7 +62,7 @@ def load(
     elif assets.is_assets(folder):
         system = assets.load_system(folder)
         text = assets.load_text(folder, system)
-        trees = {name: _tree(folder, system, name, dtype) for name in putting.TREES}
+        trees = {name: learned.read(folder, system, name, dtype=dtype) for name in putting.TREES}
     else:
         system, text, trees = _from_run(folder, dtype, start)
     if marker is not None:
@@ -81,14 +82,8 @@ def _released(folder: Path, kind: str, dtype: str) -> tuple[System, Text, dict[s
         )
     system = folders.read_system(folder)
     text = assets.load_text(folders.words_folder(folder), system)
-    return system, text, {name: _tree(folder, system, name, dtype) for name in putting.TREES}
-
-
-def _tree(folder: Path, system: System, name: str, dtype: str) -> Tree:
-    """A tree of a released folder, or of one like the shipped weights'."""
-    shapes = putting.shapes(system, name)
-    read = folders.read_tree if folders.kind(folder) else assets.load_tree
-    return read(folder, system, name, shapes=shapes, dtype=dtype)
+    trees = {name: learned.read(folder, system, name, dtype=dtype) for name in putting.TREES}
+    return system, text, trees
 
 
 def _from_run(path: Path, dtype: str, start: Sequence[str]) -> tuple[System, Text, dict[str, Tree]]:
@@ -103,12 +98,5 @@ def _from_run(path: Path, dtype: str, start: Sequence[str]) -> tuple[System, Tex
         source = putting.ASSETS if source == Path("assets") else source
         if not source.is_dir():
             raise ValueError(f"--checkpoint={path}: its {name} came from {source}, which is gone")
-        if folders.kind(source) or assets.is_assets(source):
-            trees[name] = _tree(source, system, name, dtype)
-            continue
-        shapes = putting.shapes(system, name)
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
-        trees[name] = checkpoint.restore_learned(source, name, wanted)
-    begun = meta.get("start", {}).get("mllm", "assets")
-    words = folders.words_folder(begun) if folders.kind(begun) else putting.ASSETS
-    return system, assets.load_text(words, system), trees
+        trees[name] = learned.read(source, system, name, dtype=dtype)
+    return system, assets.load_text(learned.words_folder(path), system), trees

@@ -280,9 +280,13 @@ def response_mask(
 
 def _repeat(prompt: Prompt, group: int) -> Prompt:
     """Repeats every row `group` times, copies side by side."""
-    rows = partial(jnp.repeat, repeats=group, axis=0)
+
+    def rows(x: jax.Array) -> jax.Array:
+        # Said again: of a batch cut by two mesh axes the compiler else puts all rows everywhere.
+        return sharding.shard(jnp.repeat(x, group, axis=0), "batch", *(None,) * (x.ndim - 1))
+
     patches = None if prompt.patches is None else jax.tree.map(rows, prompt.patches)
-    positions = jnp.repeat(prompt.positions, group, axis=1)
+    positions = sharding.shard(jnp.repeat(prompt.positions, group, axis=1), None, "batch", None)
     return Prompt(rows(prompt.ids), rows(prompt.segments), positions, patches)
 
 

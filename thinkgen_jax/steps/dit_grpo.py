@@ -21,7 +21,7 @@ from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.sampling import flow, sde
 from thinkgen_jax.sampling.flow import Guidance
 from thinkgen_jax.steps import grpo
-from thinkgen_jax.steps.state import Learner, apply, gradient
+from thinkgen_jax.steps.state import Learner, apply, full, gradient
 from thinkgen_jax.structs import Condition, TrainState, Trajectory, Tree
 
 METRICS = ("kl", "ratio", "clipped", "drift")
@@ -62,8 +62,8 @@ def make_logprobs(dit: Dit, cfg: DitGrpoConfig):
 def make_step(dit: Dit, learner: Learner, cfg: DitGrpoConfig):
     """Builds the jitted, donating `grpo_step`.
 
-    (state, reference params or None, trajectory, negative condition of one row or None) ->
-    (state, metrics).
+    (state, reference params or None, trajectory, negative condition of one row or None, base) ->
+    (state, metrics); `base` is the frozen tree below adapters, see `state.Learner`.
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -72,6 +72,7 @@ def make_step(dit: Dit, learner: Learner, cfg: DitGrpoConfig):
         reference: Tree | None,
         path: Trajectory,
         negative: Condition | None,
+        base: Tree | None = None,
     ):
         def one(carry, xs):
             step, old = xs
@@ -79,6 +80,7 @@ def make_step(dit: Dit, learner: Learner, cfg: DitGrpoConfig):
             def loss(params: Tree, part):
                 part, old = part
                 part = _steps_first(part, path)
+                params = full(params, base, learner)
                 return step_loss(dit, params, reference, part, negative, step, old, cfg)
 
             new = gradient(state.params, loss, (_rows_first(path), old), learner)

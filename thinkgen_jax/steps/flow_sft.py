@@ -21,10 +21,11 @@ from thinkgen_jax.models import vgi
 from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.sampling import flow
 from thinkgen_jax.steps.encode import Encoder
-from thinkgen_jax.steps.state import Learner, learn
+from thinkgen_jax.steps.state import Learner, full, learn
 from thinkgen_jax.structs import Condition, EncodedBatch, FlowBatch, Key, Packed, TrainState, Tree
 
 EMBED = "text_embed"  # subtree of the plain conditioner
+Batch = FlowBatch | EncodedBatch
 
 
 def matching_loss(
@@ -87,7 +88,7 @@ def make_step(
     tokens: float | None = None,
     sample: bool = False,
 ):
-    """Builds the jitted, donating update (state, frozen, batch, key) -> (state, metrics).
+    """Builds the jitted, donating update (state, frozen, batch, key, base) -> (state, metrics).
 
     `frozen` is {"mllm": params or None, "vae": params}; the state's tree is the DiT's, with a
     `text_embed` beside it where the plain conditioner is in use. Every picture is learned at
@@ -95,7 +96,7 @@ def make_step(
     the number of tokens of a row without words.
 
     With `sample` latents are drawn from the posterior anew each time, as the release does. A batch
-    may come encoded; then neither `frozen` nor `sample` is read.
+    may come encoded; then neither `frozen` nor `sample` is read. For `base` see `state.Learner`.
 
     Batches of different sizes come one after the other; `tokens`, the mean number of target tokens
     of a picture over all of them, makes their gradients add up as if they were one batch: each is
@@ -104,7 +105,7 @@ def make_step(
     """
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, frozen: Tree, batch: FlowBatch | EncodedBatch, key: Key):
+    def step(state: TrainState, frozen: Tree, batch: Batch, key: Key, base: Tree | None = None):
         text = None
         if isinstance(batch, EncodedBatch):
             target, condition, references = batch
@@ -127,7 +128,7 @@ def make_step(
             target, condition, references, t, noise, text = part
             if text is not None:
                 condition = vgi.embed(params[EMBED], *text)
-            params = {k: v for k, v in params.items() if k != EMBED}
+            params = {k: v for k, v in full(params, base, learner).items() if k != EMBED}
             total, count = matching_loss(dit, params, target, condition, references, t, noise)
             if tokens is None:
                 return total, count, {}

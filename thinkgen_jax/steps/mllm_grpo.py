@@ -21,7 +21,7 @@ from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.sampling import decode
 from thinkgen_jax.steps import grpo
 from thinkgen_jax.steps.rows import in_parts, rows_first, rows_last
-from thinkgen_jax.steps.state import Learner, learn
+from thinkgen_jax.steps.state import Learner, full, learn
 from thinkgen_jax.structs import Prompt, Thoughts, TrainState, Tree
 
 
@@ -61,13 +61,16 @@ def make_logprobs(mllm: Mllm, cfg: MllmGrpoConfig, parts: int = 1):
 
 
 def make_step(mllm: Mllm, learner: Learner, cfg: MllmGrpoConfig):
-    """Builds the jitted, donating `grpo_step` (state, thoughts) -> (state, metrics)."""
+    """Builds the jitted, donating `grpo_step` (state, thoughts, base) -> (state, metrics).
+
+    `base` is the frozen tree below adapters, see `state.Learner`.
+    """
 
     @partial(jax.jit, donate_argnums=0)
-    def grpo_step(state: TrainState, thoughts: Thoughts):
+    def grpo_step(state: TrainState, thoughts: Thoughts, base: Tree | None = None):
         def loss(params: Tree, part: Thoughts):
             part = part._replace(prompt=rows_last(part.prompt))
-            return token_loss(mllm, params, part, cfg)
+            return token_loss(mllm, full(params, base, learner), part, cfg)
 
         return learn(state, loss, thoughts._replace(prompt=rows_first(thoughts.prompt)), learner)
 

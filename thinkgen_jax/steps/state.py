@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from thinkgen_jax import optim, sharding
+from thinkgen_jax.models import lora
+from thinkgen_jax.models.lora import LoraConfig
 from thinkgen_jax.optim import OptimConfig
 from thinkgen_jax.steps.rows import split
 from thinkgen_jax.structs import TrainState, Tree
@@ -30,16 +32,24 @@ class Learner:
       config: optimizer settings.
       name: config block named in errors.
       accumulate: micro-batches a step is cut into; must divide the batch.
+      lora: adapters that learn in the tree's place; the state then holds them alone, and updates
+        take the tree as their last argument.
     """
 
     config: OptimConfig
     name: str = "optim"
     accumulate: int = 1
+    lora: LoraConfig | None = None
 
     @property
     def tx(self) -> optax.GradientTransformation:
         """The optimizer."""
         return optim.make(self.config, name=self.name)
+
+
+def full(params: Tree, base: Tree | None, learner: Learner) -> Tree:
+    """The whole tree that a network takes, of what learns and what, if anything, lies below it."""
+    return params if learner.lora is None else lora.merge(base, params, learner.lora)
 
 
 def create(params: Tree, learner: Learner) -> TrainState:

@@ -13,18 +13,21 @@ import jax.numpy as jnp
 from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.sampling import decode
 from thinkgen_jax.steps.rows import rows_first, rows_last
-from thinkgen_jax.steps.state import Learner, learn
+from thinkgen_jax.steps.state import Learner, full, learn
 from thinkgen_jax.structs import TextBatch, TrainState, Tree
 
 
 def make_step(mllm: Mllm, learner: Learner):
-    """Builds the jitted, donating update (state, batch) -> (state, metrics)."""
+    """Builds the jitted, donating update (state, batch, base) -> (state, metrics).
+
+    `base` is the frozen tree below adapters, see `state.Learner`.
+    """
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, batch: TextBatch):
+    def step(state: TrainState, batch: TextBatch, base: Tree | None = None):
         def loss(params: Tree, part):
             prompt, weights = rows_last(part[0]), part[1]
-            logprobs = decode.logprobs(mllm, params, prompt)
+            logprobs = decode.logprobs(mllm, full(params, base, learner), prompt)
             count = jnp.sum(weights)
             return -jnp.sum(logprobs * weights), count, {}
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tree of a system, wherever it is kept: shipped, in a released folder, or in a run.
+
+A run that learned adapters holds them alone; they are merged here into the tree that lay below
+them, which is read from where the run took it.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from thinkgen_jax import parts
+from thinkgen_jax.hf import assets, folders
+from thinkgen_jax.models import lora
+from thinkgen_jax.models.lora import LoraConfig
+from thinkgen_jax.models.presets import System
+from thinkgen_jax.structs import Tree
+
+CHAIN = 100  # most runs that can stand one behind the other
+
+
+def words_folder(source: str | Path) -> Path:
+    """Where the tokenizer of an MLLM lies: with the released one that it came from, else shipped.
+
+    Args:
+      source: where the MLLM is from: "random", "assets", a folder, or a run, which is followed to
+        where it began.
+
+    Raises:
+      ValueError: a run that is damaged.
+    """
+    for _ in range(CHAIN):
+        if str(source) in ("random", "assets") or not Path(source).is_dir():
+            break
+        if folders.kind(source):
+            return folders.words_folder(source)
+        if assets.is_assets(Path(source)):
+            break
+        from thinkgen_jax import checkpoint  # slow to import, and rarely needed
+
+        meta = checkpoint.read_meta(checkpoint.find(source))
+        source = meta.get("start", {}).get("mllm", "assets")
+    return parts.ASSETS
+
+
+def read(source: str | Path, system: System, tree: str, *, dtype: str = "float32") -> Tree:
+    """Reads one tree.
+
+    Args:
+      source: "assets", a released folder or one like the shipped weights', a run or one commit.
+      tree: "mllm", "dit" or "vae".
+
+    Raises:
+      ValueError: missing, foreign, damaged, of other dims, or below adapters and gone.
+    """
+    folder = parts.ASSETS if str(source) == "assets" else Path(source)
+    shapes = parts.shapes(system, tree)
+    if folders.kind(folder) or assets.is_assets(folder):
+        reader = folders.read_tree if folders.kind(folder) else assets.load_tree
+        return reader(folder, system, tree, shapes=shapes, dtype=dtype)
+    from thinkgen_jax import checkpoint  # slow to import, and rarely needed
+
+    meta = checkpoint.read_meta(checkpoint.find(folder))
+    adapted = meta.get("lora", {}).get(tree)
+    if adapted is None:
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
+        return checkpoint.restore_learned(folder, tree, wanted)
+    below = meta["start"][tree]
+    if below != "assets" and not Path(below).is_dir():
+        raise ValueError(
+            f"--checkpoint={folder}: its {tree} are adapters of {below}, which is gone"
+        )
+    base = read(below, system, tree)
+    adapters = checkpoint.restore_learned(folder, tree)
+    merged = jax.jit(lora.merge, static_argnums=2)(base, adapters, LoraConfig(**adapted))
+    return jax.tree.map(lambda x: x.astype(dtype), merged)
