@@ -109,5 +109,5 @@ def test_what_lies_below_must_be_there_and_stay(runs, tmp_path):
     with checkpoint.Checkpoints(tmp_path) as saves:
         saves.save(1, {"mllm": {"params": {"x": np.zeros(1)}}}, data={}, meta=meta)
         saves.wait()
-    with pytest.raises(ValueError, match="its mllm adapts gone, which is gone"):
+    with pytest.raises(ValueError, match="its mllm are adapters of gone, which is gone"):
         learned.read(tmp_path, system, "mllm")

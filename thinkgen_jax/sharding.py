@@ -24,6 +24,7 @@ ACT_RULES = {
     "rows": ("data", "fsdp", "tensor"),  # of networks whose heads `tensor` does not cut
     "seq": "context",
     "heads": "tensor",
+    "vocab": "tensor",
     "width": None,
     None: None,
 }
@@ -31,6 +32,7 @@ ACT_RULES = {
 # First match wins; `layers` stacks add a leading [L]. No power of two past 8 divides the DiT's
 # width 2520, and none its 21 query heads and 7 key/value heads: its kernels are cut by `fsdp` along
 # one axis and by `tensor` along the other, its activations by rows alone, so that both are FSDP.
+# Its feed-forward width 10240 takes both at once: gathers along one axis alone run beside products.
 PLANE = ("fsdp", "tensor")
 PARAM_RULES: tuple[tuple[str, P], ...] = (
     # low-rank adapters: inputs of A and outputs of B lie as their kernel's, the rank is whole
@@ -62,8 +64,8 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     # dit
     (r"(layers|refiner)/attn/to_[qkv]/kernel$", P(None, "fsdp", None, "tensor")),  # [L, W, N, H]
     (r"(layers|refiner)/attn/to_out/kernel$", P(None, None, "tensor", "fsdp")),  # [L, N, H, W]
-    (r"(layers|refiner)/feed_forward/(gate|up)/kernel$", P(None, "fsdp", "tensor")),  # [L, W, F]
-    (r"(layers|refiner)/feed_forward/down/kernel$", P(None, "tensor", "fsdp")),  # [L, F, W]
+    (r"(layers|refiner)/feed_forward/(gate|up)/kernel$", P(None, None, PLANE)),  # [L, W, F]
+    (r"(layers|refiner)/feed_forward/down/kernel$", P(None, PLANE)),  # [L, F, W]
     (r"(layers|refiner)/modulation/kernel$", P(None, "fsdp", "tensor")),  # [L, Z, 4W]
     (r"caption_embedder/linear/kernel$", P(PLANE)),  # [E, W]
     (r"(text_embed/embedding|prepad_embed|image_index_embedding)$", P()),

@@ -11,6 +11,11 @@ TEXT = r"""HloModule jit_step, is_scheduled=true
   ROOT %all-gather.1 = bf16[64,4]{1,0} all-gather(%p.0), channel_id=1, dimensions={0}
 }
 
+%waits.8 (p.8: bf16[8,4]) -> bf16[64,4] {
+  %p.8 = bf16[8,4]{1,0} parameter(0)
+  ROOT %all-gather.8 = bf16[64,4]{1,0} all-gather(%p.8), channel_id=1, dimensions={0}
+}
+
 %body.2 (arg.1: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
   %arg.1 = (s32[]{:T(128)}, bf16[8,4]{1,0}) parameter(0)
   %splash_mha_fwd.3 = (f32[4,128]{1,0}, bf16[2,128]{1,0}) custom-call(%arg.1), \
@@ -18,7 +23,8 @@ custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\"block_q\": 512}"
 }}, metadata={op_name="jit(step)/transpose(jvp())/attn"}
   %fusion.1 = bf16[64,4]{1,0} fusion(%arg.1), kind=kCustom, calls=%async_collective_fusion.1
-  %all-gather.2 = bf16[16,4]{1,0} all-gather(%fusion.1), \
+  %async-collective-done = bf16[64,4]{1,0} fusion(%fusion.1), kind=kCustom, calls=%waits.8
+  %all-gather.2 = bf16[16,4]{1,0} all-gather(%fusion.1), channel_id=2, \
 metadata={op_name="jit(step)/transpose(jvp(M))/layer/dot"}
   %ag-start = (bf16[8,4]{1,0}, bf16[32,4]{1,0}) all-gather-start(%arg.1), dimensions={0}
   %ag-done = bf16[32,4]{1,0} all-gather-done(%ag-start)
@@ -50,7 +56,10 @@ def test_loops_and_hidden_collectives():
 
 
 def test_summary():
-    """Of 512 + 128 + 256 bytes that move in the loop, 128 are waited for."""
+    """Of 512 + 128 + 256 bytes that move in the loop, 128 are waited for.
+
+    The first of these stands twice, where it moves beside others and where its end is waited for.
+    """
     told = hlo.summary(TEXT)
     assert told["collectives"]["all-gather"] == {
         "hidden": 2,

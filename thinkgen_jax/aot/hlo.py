@@ -2,7 +2,9 @@
 """What a compiled program's text tells: collectives, kernels, copies.
 
 * A collective is hidden when the compiler runs it beside arithmetic: it is split into a start and a
-  done, or lies in an asynchronous fusion. All others are exposed: the device waits for them.
+  done, or lies in asynchronous fusions. All others are exposed: the device waits for them.
+* One collective may stand in several fusions: one that starts it, those it passes beside, and one
+  that waits for its end; they have its channel in common and are counted once.
 * What is called by the body of a loop is in a loop; the text does not tell how often it runs.
 * Scheduled text of TPU programs is meant; on CPU and GPU it reads alike.
 """
@@ -20,6 +22,7 @@ CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?%
 LOOP = re.compile(r"(?:body|condition)=%?([\w.\-]+)")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 OPERATION = re.compile(r"^(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
+CHANNEL = re.compile(r"channel_id=(\d+)")
 NAMED = re.compile(r'op_name="([^"]*)"')
 HIDDEN = "async_collective"  # in the name of a fusion that runs beside others
 KERNEL = "tpu_custom_call"
@@ -52,21 +55,22 @@ def operations(text: str) -> list[Operation]:
     """Collectives, kernels ("kernel") and copies ("copy") of a program."""
     rooms = computations(text)
     loops = _reachable(rooms, {name for body in rooms.values() for name in _loops(body)})
-    found = []
+    found: dict[tuple, Operation] = {}
     for room, body in rooms.items():
-        for line in body:
+        for number, line in enumerate(body):
             match = OPERATION.match(line)
-            if match is None:
+            kind = _kind(match.group(3), line) if match else None
+            if not kind:
                 continue
             name, result, opcode = match.groups()
-            kind = _kind(opcode, line)
-            if kind:
-                source = NAMED.search(line)
-                hidden = opcode.endswith("-start") or HIDDEN in room
-                told = name if kind == "kernel" or not source else source.group(1)
-                size = _size(result, opcode)
-                found.append(Operation(kind, size, room in loops, hidden, told))
-    return found
+            source, channel = NAMED.search(line), CHANNEL.search(line)
+            key = (kind, channel.group(1)) if channel else (room, number)
+            hidden = opcode.endswith("-start") or HIDDEN in room
+            if key in found and not hidden:
+                continue
+            told = name if kind == "kernel" or not source else source.group(1)
+            found[key] = Operation(kind, _size(result, opcode), room in loops, hidden, told)
+    return list(found.values())
 
 
 def summary(text: str) -> dict:

@@ -201,9 +201,9 @@ class Layer(nn.Module):
         before = x
         y = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")(x)
         y, keys, values = Attention(self.cfg, name="self_attn")(y, layer, keys, values, shared)
-        x = x + y
+        x = x + shard(y, "batch", "seq", "width")
         y = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")(x)
-        x = x + Mlp(self.cfg, name="mlp")(y)
+        x = x + shard(Mlp(self.cfg, name="mlp")(y), "batch", "seq", "width")
         if shared.deepstack is not None:
             x = _add_deepstack(x, layer, shared.deepstack, shared.slots)
         x = shard(x, "batch", "seq", "width")
@@ -212,12 +212,14 @@ class Layer(nn.Module):
 
 def _add_deepstack(x, layer, deepstack, slots):
     """Adds feature `layer` at the picture's tokens, while there is one."""
-    rows = jnp.arange(x.shape[0])[:, None]
     last = deepstack.shape[0] - 1
 
+    @jax.vmap  # row by row, so that no device needs another's
+    def put(x, slots, feature):
+        return x.at[slots].add(feature.astype(x.dtype), mode="drop")
+
     def add(x):
-        feature = deepstack[jnp.minimum(layer, last)]
-        return x.at[rows, slots].add(feature.astype(x.dtype), mode="drop")
+        return put(x, slots, deepstack[jnp.minimum(layer, last)])
 
     return jax.lax.cond(layer <= last, add, lambda x: x, x)
 
@@ -353,14 +355,26 @@ class Mllm(nn.Module):
 
     def _embed(self, prompt: Prompt):
         """Token embeddings with the pictures put in their places, and the deepstack features."""
-        x = self.embed_tokens(prompt.ids)
+        x = shard(self._words(prompt.ids), "batch", "seq", "width")
         if prompt.patches is None:
-            return shard(x, "batch", "seq", "width"), None, None
+            return x, None, None
         merged, deepstack = self.visual(prompt.patches)
-        rows, slots = jnp.arange(x.shape[0])[:, None], prompt.patches.slots
-        x = x.at[rows, slots].set(merged.astype(x.dtype), mode="drop")
+        merged = shard(merged, "batch", None, "width")
+        deepstack = shard(deepstack, None, "batch", None, "width")
+        slots = prompt.patches.slots
+
+        @jax.vmap  # row by row, so that no device needs another's
+        def put(x, slots, merged):
+            return x.at[slots].set(merged.astype(x.dtype), mode="drop")
+
+        x = put(x, slots, merged)
         features = deepstack if deepstack.shape[0] else None
         return shard(x, "batch", "seq", "width"), features, slots
+
+    def _words(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The table's rows; every device looks up its own rows' words in its part of the table."""
+        table = shard(self.embed_tokens.embedding.astype(self.cfg.dtype), "vocab", "width")
+        return jnp.take(table, ids, axis=0)
 
 
 def layered(cfg: MllmConfig, params: Tree) -> Tree:
