@@ -4,13 +4,11 @@
 #
 #   RUNS=... launch/sepgrpo-gpu-8.sh [--dry-run] [flags of thinkgen_jax.train ...]
 #
-# Half the prompts of a slice: the cache of keys and values is what fills the memory.
+# An eighth of the prompts of a slice, see configs/sepgrpo.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=()
 [[ "${1:-}" != --dry-run ]] || { run=(echo) && shift; }
 [[ -n "${RUNS:-}" ]] || { echo "error: RUNS must be set" >&2 && exit 2; }
 exec "${run[@]}" python -m thinkgen_jax.train --config=configs/sepgrpo.py:thinkgen,mesh=gpu-8 \
-  --checkpoint="$RUNS/ThinkGen" --workdir="$RUNS/sepgrpo" \
-  --config.plans.mllm_grpo.prompts=16 --config.plans.dit_grpo.prompts=8 \
-  --config.optim.mllm.accumulate=16 --config.optim.dit.accumulate=24 "$@"
+  --checkpoint="$RUNS/ThinkGen" --workdir="$RUNS/sepgrpo" "$@"

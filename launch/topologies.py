@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "topologies"
-SLICES = ("v5e-256", "v5p-64", "v5p-128", "v6e-64", "v6e-256", "tpu7x-32")
+SLICES = ("v5e-256", "v5p-64", "v5p-128", "v6e-64", "v6e-256", "tpu7x-32", "h100-8")
 RECIPES = ("sepgrpo", "finetune")
 
 

@@ -56,6 +56,8 @@ JSON = flags.DEFINE_string("json", None, "File for all numbers; default none.", 
 # What "auto" means on a TPU. cuDNN's kernels cannot be compiled without a GPU: plain attention
 # stands for them, and takes more memory than they do.
 ATTENTION = {"h100": "xla"}
+# Nothing can be timed here, and untimed tilings of generated kernels do not suit every product.
+GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 LEARNING = ("mllm_step", "dit_step", "flow_step", "text_step")  # what `--search` looks at
 
 
@@ -98,8 +100,8 @@ def _machine() -> Slice:
         raise ValueError("--config and --topology are needed, e.g. --topology=v5p-64")
     machine = slices.parse(TOPOLOGY.value)
     os.environ |= {k: v for k, v in slices.QUIET.items() if k not in os.environ}
-    if machine.kind == "h100":  # nothing can be timed here
-        os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 {os.environ.get('XLA_FLAGS', '')}"
+    if machine.kind == "h100":
+        os.environ["XLA_FLAGS"] = f"{GPU_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
     # This process computes nothing, and no compiled program of another machine can be kept.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)

@@ -84,6 +84,9 @@ def test_topologies_names_every_recipe():
     status, commands, _ = dry("topologies.sh", "v5p-64", "tpu7x-32")
     assert status == 0 and len(commands) == 4
     assert sum(any(word.startswith("--full=") for word in words) for words in commands) == 2
+    status, commands, _ = dry("topologies.sh", "h100-8")
+    assert status == 0 and len(commands) == 1
+    assert "--config=configs/sepgrpo.py:thinkgen,mesh=gpu-8" in commands[0]
 
 
 CLOUD = """#!/usr/bin/env bash
