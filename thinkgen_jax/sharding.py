@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -96,8 +97,9 @@ def make_mesh(
             f"config.mesh {dict(zip(AXES, shape, strict=True))} needs {count} devices, "
             f"{len(devices)} are there"
         )
-    devices = devices[:count]
-    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    # An axis of 8 may lie across two sides of a 4 x 4 x 4 slice.
+    laid = create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def shard(x: jax.Array, *names: str | None) -> jax.Array:

@@ -108,6 +108,7 @@ def compile_program(
     program = programs.table(job)[name]()
     begun = time.monotonic()
     options = slices.QUICK if quick else slices.OPTIONS.get(machine.kind, {})
+    options = {**options, **slices.NEEDED.get(machine.kind, {})}
     own = nbytes((program.args, program.kwargs)) / GIB
     if name.endswith("_step"):
         held = {k: v for k, v in held.items() if not k.startswith(programs.MERGED)}

@@ -63,6 +63,8 @@ OVERLAP = {
         "xla_enable_async_all_gather",
     )
 }
+# Whatever the effort: libtpu 0.0.42 aborts where it gives tpu7x's sparse cores a sum over one ring.
+NEEDED = {"tpu7x": {"xla_tpu_enable_sparse_core_collective_offload_all_reduce": "false"}}
 OPTIONS = {"v5p": OVERLAP, "v6e": OVERLAP, "tpu7x": OVERLAP}
 # What the compiler for GPUs must know of an H100, as its `GpuTargetConfigProto` in text.
 H100 = """
