@@ -7,6 +7,8 @@ python -m launch.topologies
 import json
 from pathlib import Path
 
+from thinkgen_jax.aot import slices
+
 FOLDER = Path(__file__).parent / "topologies"
 SLICES = ("v5e-256", "v5p-64", "v5p-128", "v6e-64", "v6e-256", "tpu7x-32", "h100-8")
 RECIPES = ("sepgrpo", "finetune")
@@ -54,9 +56,11 @@ def _cell(found: list[dict], name: str) -> str:
 
 def learning(known: dict[str, list[dict]]) -> str:
     """What full effort shows of the programs that learn."""
-    head = ["program", "slice", "compiled in", "estimate", "gathers hidden : exposed", "attention"]
+    head = ["program", "slice", "compiled in", "at least", "of peak", "gathers hidden : exposed"]
     rows = []
     for name, found in known.items():
+        machine = slices.parse(name)
+        peak = machine.chip.flops * machine.count
         for one in (p for record in found for p in record["programs"]):
             if one["program"].endswith("_step") and not one["quick"]:
                 text = one["text"]
@@ -67,9 +71,9 @@ def learning(known: dict[str, list[dict]]) -> str:
                         f"`{one['program']}`",
                         name,
                         f"{one['seconds']:.0f} s",
-                        f"at least {one['bound']['total']:.3g} s",
+                        f"{one['bound']['total']:.3g} s",
+                        f"{one['flops'] / one['bound']['total'] / peak:.0%}",
                         f"{moved.get('hidden', 0)} : {exposed}",
-                        f"{text['attention_kernels']} kernels",
                     ]
                 )
     return table(head, rows)

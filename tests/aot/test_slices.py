@@ -37,6 +37,17 @@ def test_usual_meshes_are_those_of_the_configs(name):
     assert tuple(sizes[axis] for axis in sharding.AXES) == common.MESHES[name]
 
 
+@pytest.mark.parametrize("name", [name for name in common.MESHES if name[:1] in "vt" and name])
+def test_usual_meshes_lie_on_their_slices(name, monkeypatch):
+    """Axes of 8 on a 4 x 4 x 4 slice of v5p, too."""
+    pytest.importorskip("libtpu", reason="launch/requirements-tpu.txt is not installed")
+    for key, value in slices.QUIET.items():
+        monkeypatch.setenv(key, value)
+    machine = slices.parse(name)
+    mesh = sharding.make_mesh(*common.MESHES[name], devices=slices.devices(machine))
+    assert mesh.size == machine.count and len(set(mesh.devices.flat)) == machine.count
+
+
 def test_a_missing_compiler_is_one_line(monkeypatch):
     def absent(**_):
         raise RuntimeError("Unable to load libtpu\nmany more lines")
