@@ -135,7 +135,7 @@ def test_adapters_need_no_reference_and_few_moments():
         assert not any(name.startswith("reference/") for name in held)
         for tree in ("mllm", "dit"):
             assert held[f"frozen/{tree}"] == held[f"merged/{tree}"] == full[f"reference/{tree}"]
-            assert held[f"state/{tree}"] < 0.02 * full[f"state/{tree}"]
+            assert held[f"state/{tree}"] < 0.03 * full[f"state/{tree}"]  # cut along one axis
             assert held[f"optimizer/{tree}"] == pytest.approx(2 * held[f"state/{tree}"], rel=1e-3)
             program = programs.table(made)[f"{tree}_step"]()
             assert program.function.trace(*program.args).jaxpr.jaxpr.eqns
