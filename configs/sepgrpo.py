@@ -13,9 +13,9 @@ from configs import common
 
 SIDE, PROMPT, THOUGHT = 512, 2048, 2048  # pixels and tokens of the released system's rollouts
 
-# Tree, prompts a step, micro-batches. On one host the cache of keys and values fills the memory.
-SLICE = (("mllm", 128, 32), ("dit", 64, 6))
-HOST = (("mllm", 16, 16), ("dit", 8, 24))
+PARTS = dict(mllm=32, dit=6)  # micro-batches of a step on a slice
+# Prompts and micro-batches on one host, where the cache of keys and values fills the memory.
+HOST = dict(mllm=(16, 16), dit=(8, 24))
 
 
 def longest(config) -> None:
@@ -25,11 +25,10 @@ def longest(config) -> None:
         for plan in config.plans.values():
             for stream in plan.streams.values():
                 stream.length = PROMPT
-        few = "mesh=gpu-8" in config.arg.split(",")
-        for tree, prompts, parts in HOST if few else SLICE:
-            if tree in config.optim:
-                config.plans[f"{tree}_grpo"].prompts = prompts
-                config.optim[tree].accumulate = parts
+        for tree, optim in config.optim.items():
+            optim.accumulate = PARTS[tree]
+            if "mesh=gpu-8" in config.arg.split(","):
+                config.plans[f"{tree}_grpo"].prompts, optim.accumulate = HOST[tree]
 
 
 def token_plan(nano: bool) -> dict:

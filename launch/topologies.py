@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from thinkgen_jax.aot import slices
+from thinkgen_jax.aot.programs import OPTIMIZER
 
 FOLDER = Path(__file__).parent / "topologies"
 SLICES = ("v5e-256", "v5p-64", "v5p-128", "v6e-64", "v6e-256", "tpu7x-32", "h100-8")
@@ -42,7 +43,7 @@ def usable(found: list[dict]) -> str:
 
 def _resident(found: list[dict]) -> str:
     held = found[0]["residents"].items()
-    return f"{sum(size for name, size in held if not name.startswith('optimizer/')):.1f}"
+    return f"{sum(size for name, size in held if not name.startswith(OPTIMIZER)):.1f}"
 
 
 def _cell(found: list[dict], name: str) -> str:
@@ -60,7 +61,6 @@ def learning(known: dict[str, list[dict]]) -> str:
     rows = []
     for name, found in known.items():
         machine = slices.parse(name)
-        peak = machine.chip.flops * machine.count
         for one in (p for record in found for p in record["programs"]):
             if one["program"].endswith("_step") and not one["quick"]:
                 text = one["text"]
@@ -72,7 +72,7 @@ def learning(known: dict[str, list[dict]]) -> str:
                         name,
                         f"{one['seconds']:.0f} s",
                         f"{one['bound']['total']:.3g} s",
-                        f"{one['flops'] / one['bound']['total'] / peak:.0%}",
+                        f"{machine.share(one['flops'], one['bound']['total']):.0%}",
                         f"{moved.get('hidden', 0)} : {exposed}",
                     ]
                 )

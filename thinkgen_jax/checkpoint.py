@@ -259,6 +259,11 @@ def read_meta(commit: Path) -> dict:
     return meta
 
 
+def meta_of(path: str | Path) -> dict:
+    """The `meta` of a run's latest commit, or of one commit; errors as `find`'s."""
+    return read_meta(find(path))
+
+
 def describe(path: str | Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Lists the arrays of a commit: `/`-joined path to shape and dtype, nothing is read.
 
@@ -294,7 +299,7 @@ def sources(path: str | Path, *, start: Sequence[str] = ()) -> dict[str, str]:
     Raises:
       ValueError: missing, foreign or damaged.
     """
-    taken = read_meta(find(path)).get("start", {})
+    taken = meta_of(path).get("start", {})
     known = {tree: source for tree, source in taken.items() if source != "random"}
     own = {tree: str(Path(path).absolute()) for tree in learned(path) if tree not in start}
     return {**known, **own}

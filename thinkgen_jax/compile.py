@@ -303,8 +303,8 @@ def _print_result(result: Result, machine: Slice) -> None:
         f"  arguments {result.arguments:.2f}, temporary {result.temporary:.2f}, code "
         f"{result.code:.2f} GiB; compiled in {result.seconds:.0f} s{' (quick)' * result.quick}"
     )
-    least, peak_rate = result.bound, machine.chip.flops * machine.count
-    share = result.flops / peak_rate / least["total"] if least["total"] else 0.0
+    least = result.bound
+    share = machine.share(result.flops, least["total"])
     print(
         f"  {result.flops:.3g} FLOP; estimate, not measured: at least {least['total']:.3g} s a call"
         f" (arithmetic {least['arithmetic']:.3g}, memory {least['memory']:.3g}, exposed links "

@@ -110,7 +110,7 @@ def _system() -> System:
 def _marker(default: str) -> str:
     """The token that the named runs put before instructions; a released folder knows one alone."""
     runs = [flag.value for flag in TREES.values() if flag.value and not folders.kind(flag.value)]
-    metas = [checkpoint.read_meta(checkpoint.find(run)) for run in runs]
+    metas = [checkpoint.meta_of(run) for run in runs]
     found = {meta.get("system", {}).get("marker", default) for meta in metas} or {default}
     if len(found) > 1 or (FORMAT.value != "assets" and found != {default}):
         raise ValueError(

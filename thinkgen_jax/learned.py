@@ -39,7 +39,7 @@ def words_folder(source: str | Path) -> Path:
             break
         from thinkgen_jax import checkpoint  # slow to import, and rarely needed
 
-        meta = checkpoint.read_meta(checkpoint.find(source))
+        meta = checkpoint.meta_of(source)
         source = meta.get("start", {}).get("mllm", "assets")
     return parts.ASSETS
 
@@ -61,7 +61,7 @@ def read(source: str | Path, system: System, tree: str, *, dtype: str = "float32
         return reader(folder, system, tree, shapes=shapes, dtype=dtype)
     from thinkgen_jax import checkpoint  # slow to import, and rarely needed
 
-    meta = checkpoint.read_meta(checkpoint.find(folder))
+    meta = checkpoint.meta_of(folder)
     adapted = meta.get("lora", {}).get(tree)
     if adapted is None:
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
@@ -73,5 +73,5 @@ def read(source: str | Path, system: System, tree: str, *, dtype: str = "float32
         )
     base = read(below, system, tree)
     adapters = checkpoint.restore_learned(folder, tree)
-    merged = jax.jit(lora.merge, static_argnums=2)(base, adapters, LoraConfig(**adapted))
+    merged = lora.merged(base, adapters, LoraConfig(**adapted))
     return jax.tree.map(lambda x: x.astype(dtype), merged)

@@ -219,10 +219,7 @@ def params_of(setup: Setup, states: States, tree: str) -> Tree:
     learner = setup.learners[tree]
     if learner.lora is None:
         return states[tree].params
-    return _merged(setup.frozen[tree], states[tree].params, learner.lora)
-
-
-_merged = jax.jit(lora.merge, static_argnums=2)
+    return lora.merged(setup.frozen[tree], states[tree].params, learner.lora)
 
 
 # --- supervised ---

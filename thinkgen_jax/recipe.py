@@ -107,9 +107,9 @@ def adapters(config: ConfigDict, tree: str) -> LoraConfig | None:
       ValueError: for values out of range, a tree that cannot be adapted, or a base that nobody
         could find again.
     """
-    block = config.lora.get(tree)
-    if block is None or block.rank is None:
+    if not starts.is_adapted(config, tree):
         return None
+    block = config.lora[tree]
     alpha = float(block.rank) if block.alpha is None else block.alpha
     source = config.start[tree]
     if source == "random" or (tree == "dit" and (config.reinit or _is_fresh(config, source))):

@@ -96,11 +96,16 @@ def sources(config: ConfigDict) -> dict[str, str]:
     def place(tree: str, source: str) -> str:
         if source in WORDS:
             return source
-        is_base = config.lora.get(tree) is not None and config.lora[tree].rank is not None
-        kept = checkpoint.find(source) if is_base and not released(source) else Path(source)
+        is_base = is_adapted(config, tree) and not released(source)
+        kept = checkpoint.find(source) if is_base else Path(source)
         return str(kept.absolute())
 
     return {tree: place(tree, source) for tree, source in config.start.items()}
+
+
+def is_adapted(config: ConfigDict, tree: str) -> bool:
+    """Whether adapters learn in a tree's place."""
+    return tree in config.lora and config.lora[tree].rank is not None
 
 
 def check_base(config: ConfigDict, meta: dict) -> None:
@@ -208,7 +213,7 @@ def _from_run(config: ConfigDict, system: System, tree: str, source: str) -> Tre
             f"config.start.{tree}={source}: no such run; train it first, e.g. "
             f"python -m thinkgen_jax.train --config=configs/{path.name.split('-')[0]}.py"
         )
-    meta = checkpoint.read_meta(checkpoint.find(path))
+    meta = checkpoint.meta_of(path)
     marker = meta.get("system", {}).get("marker")
     if marker not in (None, system.marker):
         raise ValueError(

@@ -129,8 +129,8 @@ def run(
             logs.write_text(workdir / CONFIG_FILE, plain + "\n")
         start = 0
         if saves.latest_step is not None:
-            latest = checkpoint.find(saves.folder / str(saves.latest_step))
-            starts.check_base(config, checkpoint.read_meta(latest))
+            latest = checkpoint.read_meta(saves.folder / str(saves.latest_step))
+            starts.check_base(config, latest)
             start, states = resume(saves, states, built)
             log.info("resumed at step %d of %d", start, config.steps)
         scores = {"before": recipe.evaluation(config, setup, states, workdir, "before")}
@@ -159,7 +159,7 @@ def loop(
     """Steps `start` to `config.steps`, committing on the way and at the end."""
     guard, recent = Guard(config.limit_skipped), deque(maxlen=window(config))
     root = jax.random.key(config.seed)
-    meta = about(config, setup)
+    meta, awake = about(config, setup), None
     bar = writer_of(config, workdir, start)
     trace = logs.Trace(workdir, traced(config, start, profile))
     with _interrupts() as stop, bar as writer, cache.Programs() as programs, trace:
@@ -169,7 +169,8 @@ def loop(
             phase = built[name]
             writer.describe(name)
             begun, place = time.monotonic(), phase.data.get_state()
-            states = turns.turn(states, phase.learns)
+            if phase.learns != awake:  # not every step: a move waits for the device
+                states, awake = turns.turn(states, phase.learns), phase.learns
             rows = "batch" if phase.learns == "mllm" else "rows"
             batch = hosts.lay(next(phase.data), rows, sliced=phase.sliced)
             try:

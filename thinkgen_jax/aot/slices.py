@@ -114,6 +114,10 @@ class Slice:
         """Number of JAX devices."""
         return self.chips * (2 if self.kind == "tpu7x" else 1)
 
+    def share(self, flops: float, seconds: float) -> float:
+        """The part of its peak that so many operations in these seconds are; 0 for no time."""
+        return flops / (self.chip.flops * self.count) / seconds if seconds else 0.0
+
 
 def parse(name: str) -> Slice:
     """Finds a machine by its name or shape.

@@ -84,6 +84,9 @@ def merge(base: Tree, adapters: Tree, cfg: LoraConfig) -> Tree:
     return sharding.keep(_merge(base, adapters, cfg.alpha / cfg.rank, ""))
 
 
+merged = jax.jit(merge, static_argnums=2)
+
+
 def _merge(base: Tree, adapters: Tree, scale: float, path: str) -> Tree:
     if A in adapters:
         kernel = base.get("kernel")

@@ -90,7 +90,7 @@ def _from_run(path: Path, dtype: str, start: Sequence[str]) -> tuple[System, Tex
     """A run's trees, and those it was trained with."""
     from thinkgen_jax import checkpoint  # slow to import, and rarely needed
 
-    meta = checkpoint.read_meta(checkpoint.find(path))
+    meta = checkpoint.meta_of(path)
     system = assets.system_from(meta.get("system", {}), f"--checkpoint={path}: its system")
     sources, trees = checkpoint.sources(path, start=start), {}
     for name in putting.TREES:
