@@ -120,7 +120,7 @@ ROWS = {
     "logprob_memory": Row(
         "temporary memory of log-probabilities, MiB by vocabulary",
         "launch.costs:logprob_memory",
-        {"nano": (dict(batch=4, length=256, vocabularies=(8192, 32768, 131072)), 1, None)},
+        {"nano": (dict(batch=4, length=256, vocabularies=(32768, 131072, 524288)), 1, None)},
     ),
     "first_step": Row(
         "main job's first step, programs compiled anew and kept",

@@ -27,7 +27,7 @@ for slice in "${slices[@]}"; do
   [[ $slice != h100-8 ]] || mesh=gpu-8 recipes=(sepgrpo)
   for recipe in "${recipes[@]}"; do
     full=()
-    [[ " $thorough " != *" $slice "* ]] || full=(--full=mllm_step,dit_step,flow_step)
+    [[ " $thorough " != *" $slice "* ]] || full=(--full=mllm_step,text_step,dit_step,flow_step)
     "${run[@]}" python -m thinkgen_jax.compile --config="configs/$recipe.py:thinkgen,mesh=$mesh" \
       --topology="$slice" --quick "${full[@]}" \
       --json="launch/topologies/$recipe-$slice.json" || status=$?

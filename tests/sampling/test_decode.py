@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.models import qwen
-from thinkgen_jax.models.mllm import Mllm
+from thinkgen_jax.models.mllm import Mllm, init_params
 from thinkgen_jax.sampling import decode
 from thinkgen_jax.structs import Decoded, Prompt
 
@@ -245,6 +245,18 @@ def summed_scores(params, chunk):
 def test_chunked_logprobs_equal_whole_and_so_do_gradients(chunk):
     want, got = summed_scores(PARAMS, 100), summed_scores(PARAMS, chunk)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5, rtol=1e-4), got, want)
+
+
+def test_memory_of_logprobs_does_not_grow_with_the_vocabulary():
+    """The compiler's word; of all logits at once the larger vocabulary would need 260 MiB more."""
+    found = []
+    for vocab in (2**16, 2**17):
+        mllm = Mllm(replace(TEXT.cfg, vocab_size=vocab))
+        params = jax.eval_shape(lambda cfg=mllm.cfg: init_params(cfg, KEY))
+        prompt = text(list(range(1, 513)), [1], total=512)
+        program = jax.jit(lambda p, prompt, mllm=mllm: decode.logprobs(mllm, p, prompt))
+        found.append(program.lower(params, prompt).compile().memory_analysis().temp_size_in_bytes)
+    assert 2**26 < found[0] and abs(found[1] - found[0]) < 2**22, found
 
 
 def test_sampled_tokens_have_the_probability_they_were_drawn_with():

@@ -24,6 +24,7 @@ from thinkgen_jax.structs import Decoded, Key, Prompt, Tree
 
 HEAD = ("lm_head", "embed_tokens")  # subtrees that make logits
 READ = ("decoder", *HEAD)  # and those that every step of writing reads
+LOGITS = 2**24  # values of logits that exist at once on a device: 64 MiB
 
 
 class Scores(NamedTuple):
@@ -304,7 +305,8 @@ def scores(
 
     Args:
       temperature: the one the tokens were sampled at, > 0. Top-p and top-k are not accounted for.
-      chunk: tokens per row whose logits exist at once.
+      chunk: most tokens per row whose logits exist at once; fewer where they are more than
+        `LOGITS`, so that memory does not grow with the vocabulary.
     """
     hidden = mllm.apply({"params": params}, prompt).hidden
     return score_hidden(mllm, params, hidden, prompt, temperature=temperature, chunk=chunk)
@@ -327,7 +329,7 @@ def score_hidden(
     if temperature <= 0 or chunk < 1:
         raise ValueError(f"temperature {temperature} and chunk {chunk} must be positive")
     count = prompt.ids.shape[1] - 1
-    size = max(1, min(chunk, count))
+    size = max(1, min(chunk, count, _room(hidden.shape[0], mllm.cfg.vocab_size)))
     pad = -count % size
     states = jnp.pad(hidden[:, :-1], ((0, 0), (0, pad), (0, 0)))
     targets = jnp.pad(prompt.ids[:, 1:], ((0, 0), (0, pad)))
@@ -355,3 +357,9 @@ def score_hidden(
     valid = jnp.pad(seen[:, 1:] * seen[:, :-1], ((0, 0), (1, 0)))
     chosen, entropy = jax.lax.map(one, (cut(states), cut(targets)))
     return Scores(whole(chosen), whole(entropy))
+
+
+def _room(rows: int, vocab: int) -> int:
+    """Tokens per row whose logits are at most `LOGITS` on a device, a power of two."""
+    here = -(-rows // sharding.parts(("batch",))) * -(-vocab // sharding.parts(("vocab",)))
+    return 1 << max(0, (LOGITS // here).bit_length() - 1)
