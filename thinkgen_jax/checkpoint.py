@@ -18,7 +18,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -306,7 +306,11 @@ def sources(path: str | Path, *, start: Sequence[str] = ()) -> dict[str, str]:
 
 
 def restore_subtree(
-    path: str | Path, names: Sequence[str], abstract: Mapping[str, Tree] | None = None
+    path: str | Path,
+    names: Sequence[str],
+    abstract: Mapping[str, Tree] | None = None,
+    *,
+    place: Callable[[Tree], Tree] | None = None,
 ) -> dict[str, Tree]:
     """Reads only the named sub-trees of a commit, e.g. `("mllm/params", "dit/ema")`.
 
@@ -314,7 +318,9 @@ def restore_subtree(
       path: A run, its `checkpoints` folder, or one commit.
       names: `/`-joined paths of sub-trees below the state.
       abstract: The wanted structure of each name; dtype and placement follow it. Without it, arrays
-        keep their dtype and go to the first device.
+        keep their dtype and go to the first device, or where `place` says.
+      place: Shardings of a sub-tree by its abstract arrays, e.g. `sharding.infer` on a mesh. Needed
+        on several hosts, and where one device cannot hold the whole.
 
     Returns:
       Name to sub-tree, in plain dicts where `abstract` does not say otherwise.
@@ -334,6 +340,12 @@ def restore_subtree(
         if abstract is not None:
             _compare(commit, _by_path(node, name), _by_path(abstract[name], name), dtypes=False)
             node = abstract[name]
+        elif place is not None:
+            node = jax.tree.map(
+                lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+                node,
+                place(node),
+            )
         _put(wanted, name.split("/"), jax.tree.map(_placed, node))
     context = _context()
     context.pytree.loading.partial_load = True
@@ -345,18 +357,24 @@ def restore_subtree(
     return {name: _get(state, name.split("/")) for name in names}
 
 
-def restore_learned(path: str | Path, tree: str, abstract: Tree | None = None) -> Tree:
+def restore_learned(
+    path: str | Path,
+    tree: str,
+    abstract: Tree | None = None,
+    *,
+    place: Callable[[Tree], Tree] | None = None,
+) -> Tree:
     """Reads what others start from of one tree: its running average, or its parameters.
 
     Args:
-      abstract: see `restore_subtree`.
+      abstract, place: see `restore_subtree`.
 
     Raises:
       ValueError: as `restore_subtree`.
     """
     name = learned(path).get(tree, f"{tree}/params")
     wanted = None if abstract is None else {name: abstract}
-    return restore_subtree(path, [name], wanted)[name]
+    return restore_subtree(path, [name], wanted, place=place)[name]
 
 
 def ensure_space(path: str | Path, nbytes: int, *, flag: str = "--workdir") -> None:

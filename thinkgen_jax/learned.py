@@ -5,6 +5,7 @@ A run that learned adapters holds them alone; they are merged here into the tree
 them, which is read from where the run took it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -44,34 +45,54 @@ def words_folder(source: str | Path) -> Path:
     return parts.ASSETS
 
 
-def read(source: str | Path, system: System, tree: str, *, dtype: str = "float32") -> Tree:
+def read(
+    source: str | Path,
+    system: System,
+    tree: str,
+    *,
+    dtype: str = "float32",
+    place: Callable[[Tree], Tree] | None = None,
+) -> Tree:
     """Reads one tree.
 
     Args:
       source: "assets", a released folder or one like the shipped weights', a run or one commit.
       tree: "mllm", "dit" or "vae".
+      place: shardings of a tree by its abstract arrays; None leaves it on the host or the first
+        device, which may be too small for it.
 
     Raises:
       ValueError: missing, foreign, damaged, of other dims, or below adapters and gone.
     """
     folder = parts.ASSETS if str(source) == "assets" else Path(source)
     shapes = parts.shapes(system, tree)
-    if folders.kind(folder) or assets.is_assets(folder):
-        reader = folders.read_tree if folders.kind(folder) else assets.load_tree
-        return reader(folder, system, tree, shapes=shapes, dtype=dtype)
+    where = None if place is None else place(shapes)
+    if folders.kind(folder):
+        return folders.read_tree(folder, system, tree, shapes=shapes, dtype=dtype, place=where)
+    if assets.is_assets(folder):
+        found = assets.load_tree(folder, system, tree, shapes=shapes, dtype=dtype)
+        return found if where is None else jax.device_put(found, where)
     from thinkgen_jax import checkpoint  # slow to import, and rarely needed
 
     meta = checkpoint.meta_of(folder)
     adapted = meta.get("lora", {}).get(tree)
     if adapted is None:
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
-        return checkpoint.restore_learned(folder, tree, wanted)
+        return checkpoint.restore_learned(folder, tree, _abstract(shapes, dtype, where))
     below = meta["start"][tree]
     if below != "assets" and not Path(below).is_dir():
         raise ValueError(
             f"--checkpoint={folder}: its {tree} are adapters of {below}, which is gone"
         )
-    base = read(below, system, tree)
-    adapters = checkpoint.restore_learned(folder, tree)
+    base = read(below, system, tree, place=place)
+    adapters = checkpoint.restore_learned(folder, tree, place=place)
     merged = lora.merged(base, adapters, LoraConfig(**adapted))
     return jax.tree.map(lambda x: x.astype(dtype), merged)
+
+
+def _abstract(shapes: Tree, dtype: str, where: Tree | None) -> Tree:
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
+    if where is None:
+        return shapes
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
+    )

@@ -29,8 +29,8 @@ from thinkgen_jax.models import vgi
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.sampling import decode, flow, sde
 from thinkgen_jax.sampling.flow import Guidance
+from thinkgen_jax.sampling.rows import fewest, in_parts, rows_first, rows_last
 from thinkgen_jax.steps.encode import blank, to_uint8
-from thinkgen_jax.steps.rows import in_parts, rows_first, rows_last
 from thinkgen_jax.structs import (
     Condition,
     Decoded,
@@ -159,20 +159,14 @@ def _read(encoder, params: Tree, prompt: Prompt, decoded: Decoded, length: int):
     valid = vgi.has_instruction(
         whole.ids, whole.segments, close_id=encoder.close_id, drop_last=True
     )
-    pieces = _pieces(*whole.ids.shape)
+    rows, length = whole.ids.shape
+    pieces = fewest(rows, sharding.parts(("batch",)) * READ / length)
     condition = in_parts(
         lambda rows: encoder.condition(params, rows_last(rows), drop_last=True),
         rows_first(whole),
         pieces,
     )
     return sharding.whole(valid), condition
-
-
-def _pieces(rows: int, length: int) -> int:
-    """The fewest equal pieces of these rows of which no device reads more than `READ` tokens."""
-    devices = sharding.parts(("batch",))
-    fits = (n for n in range(1, rows) if rows % n == 0 and rows * length <= n * devices * READ)
-    return next(fits, rows)
 
 
 def fitted(condition: Condition) -> Condition:

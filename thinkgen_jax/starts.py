@@ -220,10 +220,11 @@ def _from_run(config: ConfigDict, system: System, tree: str, source: str) -> Tre
             f"config.start.{tree}={source} learned with the marker {marker!r}; say "
             f"--config.marker={marker!r}"
         )
+    place = partial(sharding.infer, mesh=_mesh())
     if tree in meta.get("lora", {}):
-        found = learned.read(path, system, tree)
+        found = learned.read(path, system, tree, place=place)
     else:
-        found = checkpoint.restore_learned(path, tree)
+        found = checkpoint.restore_learned(path, tree, place=place)
     found = {k: v for k, v in found.items() if k != flow_sft.EMBED}
     if tree == "dit" and config.reinit:
         return found

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -59,6 +60,13 @@ with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir) as saves:
             time.sleep(0.1)
     saves.save(small_run.STEPS, {"mllm": state}, data={}, meta={}, finite=True, score=None)
     saves.wait()
+    hosts.wait("committed")
+    # What a later stage starts from: every host reads what lies on its own devices.
+    again = checkpoint.restore_learned(workdir, "mllm", place=partial(sharding.infer, mesh=mesh))
+    for old, new in zip(jax.tree.leaves(state.params), jax.tree.leaves(again), strict=True):
+        assert new.sharding.is_equivalent_to(old.sharding, old.ndim), (new.sharding, old.sharding)
+        for one, other in zip(old.addressable_shards, new.addressable_shards, strict=True):
+            np.testing.assert_array_equal(one.data, other.data)
     own = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
     Path(workdir, f"losses-{index}.json").write_text(json.dumps(losses))
     assert any("fsdp" in spec for spec in own), own

@@ -23,6 +23,7 @@ from thinkgen_jax.models.dit import Dit, layered
 from thinkgen_jax.models.layers import rounded
 from thinkgen_jax.sampling import reuse
 from thinkgen_jax.sampling.reuse import Reuse
+from thinkgen_jax.sampling.rows import denoise
 from thinkgen_jax.structs import Condition, Packed, Tree
 
 SHIFT_DIVISOR = 40.0
@@ -133,9 +134,9 @@ def branches(
     *,
     with_references: tuple[bool, ...],
 ) -> list[Float[Array, "B T C"]]:
-    """Velocities of one x under several contexts, from one batched call of the DiT; see `tiled`."""
+    """Velocities of one x under several contexts, from one call for all; see `tiled`."""
     inputs = tiled(x, t, target, contexts, references, with_references=with_references)
-    u = dit.apply({"params": params}, *inputs, method=Dit.denoise)
+    u = denoise(dit, params, *inputs)
     return jnp.split(u.astype(jnp.float32), len(with_references))
 
 

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from thinkgen_jax.models.dit import Dit, Joint
 from thinkgen_jax.models.layers import Linear, RMSNorm, each
+from thinkgen_jax.sampling.rows import denoise
 from thinkgen_jax.structs import Condition, Packed, Tree
 
 
@@ -159,7 +160,7 @@ def velocity(
     """
     tree, inputs = {"params": params}, (target, t, context, references)
     if how is None:
-        return dit.apply(tree, *inputs, method=Dit.denoise), None, jnp.ones(t.shape, bool)
+        return denoise(dit, params, *inputs), None, jnp.ones(t.shape, bool)
     joint = dit.apply(tree, *inputs, method=Dit.enter)
 
     def run() -> Float[Array, "B T W"]:

@@ -15,8 +15,8 @@ from thinkgen_jax.models import vgi
 from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.models.packing import grid, pack, unpack
 from thinkgen_jax.models.vae import Vae
+from thinkgen_jax.sampling.rows import in_parts, rows_first, rows_last
 from thinkgen_jax.sharding import shard
-from thinkgen_jax.steps.rows import in_parts, rows_first, rows_last
 from thinkgen_jax.structs import Condition, Key, Packed, Prompt, References, Tree
 
 AT_ONCE = 2**15  # tokens of a frozen pass whose activations exist on a device

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.sampling import decode
+from thinkgen_jax.sampling.rows import in_parts, rows_first, rows_last
 from thinkgen_jax.steps import grpo
-from thinkgen_jax.steps.rows import in_parts, rows_first, rows_last
 from thinkgen_jax.steps.state import Learner, full, learn
 from thinkgen_jax.structs import Prompt, Thoughts, TrainState, Tree
 

@@ -17,7 +17,7 @@ from thinkgen_jax import optim, sharding
 from thinkgen_jax.models import lora
 from thinkgen_jax.models.lora import LoraConfig
 from thinkgen_jax.optim import OptimConfig
-from thinkgen_jax.steps.rows import split
+from thinkgen_jax.sampling.rows import split
 from thinkgen_jax.structs import TrainState, Tree
 
 # (params, micro-batch) -> (sum, count, {name: sum over the same count})

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from thinkgen_jax.models.mllm import Mllm
 from thinkgen_jax.sampling import decode
-from thinkgen_jax.steps.rows import rows_first, rows_last
+from thinkgen_jax.sampling.rows import rows_first, rows_last
 from thinkgen_jax.steps.state import Learner, full, learn
 from thinkgen_jax.structs import TextBatch, TrainState, Tree
 

@@ -5,8 +5,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from thinkgen_jax.structs import Prompt, Tree
+from thinkgen_jax import sharding
+from thinkgen_jax.models.dit import Dit
+from thinkgen_jax.structs import Condition, Packed, Prompt, Tree
+
+CACHE = 2**22  # bytes of a CPU's caches that the widest states of one pass may take
 
 
 def split(x: jax.Array, parts: int) -> jax.Array:
@@ -30,6 +35,36 @@ def in_parts(function: Callable[[Tree], Tree], batch: Tree, parts: int) -> Tree:
     cut = jax.tree.map(lambda x: split(x, parts), batch)
     out = jax.lax.map(function, cut)
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), out)
+
+
+def fewest(rows: int, most: float) -> int:
+    """The fewest equal parts of which none has more than `most` rows; single rows if none fit."""
+    fits = (n for n in range(1, rows) if rows % n == 0 and rows <= n * most)
+    return next(fits, rows)
+
+
+def denoise(
+    dit: Dit,
+    params: Tree,
+    target: Packed,
+    t: Float[Array, "B"],
+    context: Condition,
+    references: Packed | None,
+) -> Float[Array, "B T C"]:
+    """`Dit.denoise`, on a CPU in parts of few rows.
+
+    Their states stay in its caches, which makes large batches about twice as fast.
+    """
+
+    def run(inputs):
+        return dit.apply({"params": params}, *inputs, method=Dit.denoise)
+
+    inputs = (target, t, context, references)
+    if jax.default_backend() != "cpu" or sharding.parts(("rows", "seq")) > 1:
+        return run(inputs)
+    length = sum(part.segments.shape[1] for part in inputs if isinstance(part, tuple))
+    row = length * dit.cfg.ffn_dim * jnp.dtype(dit.cfg.dtype).itemsize
+    return in_parts(run, inputs, fewest(t.shape[0], CACHE / row))
 
 
 def rows_first(prompt: Prompt) -> Prompt:
