@@ -57,6 +57,9 @@ def base(arg: str | None, *, name: str, presets: tuple[str, ...] = PRESETS) -> C
     config.prepad = placeholder(int)  # number of prepadding states; None takes the preset's
     config.marker = placeholder(str)  # token before the instruction; None takes the preset's
     config.dtype = "bfloat16" if preset == "thinkgen" else "float32"  # of activations
+    # Of MLLM and DiT where they do not learn, references too; None keeps float32. The released
+    # weights are bfloat16, so nothing is lost of those.
+    config.frozen_dtype = placeholder(str)
     config.remat = "full" if preset == "thinkgen" else "none"  # see models/layers.py
     config.image_size = placeholder(int)  # side of drawn pictures; None takes the preset's
     config.thought_tokens = placeholder(int)  # longest response; None takes the preset's

@@ -2,6 +2,8 @@
 """The door that compiles for machines that are not there; small programs for real ones."""
 
 import json
+import resource
+import time
 
 import jax
 import pytest
@@ -105,7 +107,11 @@ def job(mesh, **changes):
 
 
 def test_the_whole_released_job_traces_from_shapes_alone():
-    """8.8 B and 4.0 B parameters, 1,024 and 1,536 rows of rollouts; no array is made."""
+    """8.8 B and 4.0 B parameters, 1,024 and 1,536 rows of rollouts; no array is made.
+
+    In two minutes of one core and 8 GiB, of which this process may hold other tests' arrays too.
+    """
+    begun = time.process_time()
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     with jax.set_mesh(mesh):
         made = job(mesh)
@@ -120,6 +126,19 @@ def test_the_whole_released_job_traces_from_shapes_alone():
             least = work.WORK[name](made, programs.phase_of(made, name))
             assert least.flops > 1e12 and least.memory > 0
             assert build.nbytes(program.loose) < 8 * build.GIB
+    assert time.process_time() - begun < 120
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 8 * build.GIB
+
+
+def test_what_does_not_learn_may_be_kept_in_half_the_bytes():
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    with jax.set_mesh(mesh):
+        config = sepgrpo.get_config("thinkgen")
+        config.frozen_dtype = "bfloat16"
+        half = build.residents(compile.job_of(config, slices.parse("v5p-8"), mesh))
+        for name, size in build.residents(job(mesh)).items():
+            part = 2 if name.startswith("reference/") else 1
+            assert half[name] == pytest.approx(size / part), name
 
 
 def test_adapters_need_no_reference_and_few_moments():

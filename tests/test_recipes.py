@@ -4,10 +4,11 @@
 import importlib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from thinkgen_jax import logs, recipe, train
+from thinkgen_jax import logs, recipe, sharding, train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 APART = ("__init__", "common", "sepgrpo", "own", "served")  # data/test_corpus, launch/test_served
@@ -31,3 +32,17 @@ def test_drawing_without_guidance_is_measured_where_it_is_trained():
 
     assert asked("sepgrpo", "nano") and asked("dit_grpo", "nano")
     assert not asked("sepgrpo", "nano,rl=plain") and not asked("mllm_grpo", "nano")
+
+
+def test_what_does_not_learn_is_kept_in_half_the_bytes_if_it_is_told_to():
+    config = importlib.import_module("configs.sepgrpo").get_config("tiny")
+    config.frozen_dtype = "bfloat16"
+    with jax.set_mesh(sharding.make_mesh()):
+        setup, states = recipe.load(config, logs.setup())
+    for tree in ("mllm", "dit"):
+        assert {x.dtype.name for x in jax.tree.leaves(setup.references[tree])} == {"bfloat16"}
+        assert {x.dtype.name for x in jax.tree.leaves(states[tree].params)} == {"float32"}
+    assert {x.dtype.name for x in jax.tree.leaves(setup.frozen["vae"])} == {"float32"}
+    config.frozen_dtype = "float8"
+    with pytest.raises(ValueError, match="config.frozen_dtype 'float8' is not one of"):
+        recipe.frozen_dtype(config)

@@ -151,7 +151,8 @@ def job_of(config: ConfigDict, machine: Slice, mesh: jax.sharding.Mesh) -> Job:
     )
     text = assets.load_text(starts.words_folder(config), system)
     learners = {tree: recipe.learner(config, tree) for tree in recipe.trained_trees(config)}
-    return Job(parts.build(system, text), dict(recipe.plans(config)), learners, mesh)
+    plans, dtype = dict(recipe.plans(config)), recipe.frozen_dtype(config)
+    return Job(parts.build(system, text), plans, learners, mesh, dtype)
 
 
 def _named(config: ConfigDict) -> ConfigDict:
@@ -304,11 +305,12 @@ def _print_result(result: Result, machine: Slice) -> None:
         f"{result.code:.2f} GiB; compiled in {result.seconds:.0f} s{' (quick)' * result.quick}"
     )
     least = result.bound
+    links = "not counted: quick" if result.quick else f"{least['links']:.3g}"
     share = machine.share(result.flops, least["total"])
     print(
         f"  {result.flops:.3g} FLOP; estimate, not measured: at least {least['total']:.3g} s a call"
         f" (arithmetic {least['arithmetic']:.3g}, memory {least['memory']:.3g}, exposed links "
-        f"{least['links']:.3g}), so at most {share:.0%} MFU"
+        f"{links}), so at most {share:.0%} MFU"
     )
     _print_text(result.text)
     sys.stdout.flush()

@@ -100,3 +100,10 @@ def init_dit(cfg: DitConfig, key: Key) -> Tree:
     target = pack(jnp.zeros((1, side, side, cfg.in_channels)), patch=cfg.patch_size)
     condition = Condition(jnp.zeros((1, 1, cfg.condition_dim)), jnp.ones((1, 1), jnp.int32))
     return Dit(cfg).init(key, target, jnp.zeros(1), condition, target)["params"]
+
+
+def kept(tree: str, params: Tree, *, dtype: str) -> Tree:
+    """Parameters of a tree that does not learn; the autoencoder is small and stays float32."""
+    if tree == "vae":
+        return params
+    return jax.tree.map(lambda x: x.astype(dtype), params)

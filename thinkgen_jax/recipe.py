@@ -7,6 +7,7 @@ Nothing below these two files knows a ConfigDict.
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from thinkgen_jax.data.batches import Stream
 from thinkgen_jax.data.corpus import Corpus, Source
 from thinkgen_jax.data.prompt_sets import PromptSet
 from thinkgen_jax.hf import assets
+from thinkgen_jax.models import presets
 from thinkgen_jax.models.lora import LoraConfig
 from thinkgen_jax.optim import OptimConfig
 from thinkgen_jax.phases import LEARNS, RlPlan, Setup, SftPlan
@@ -62,19 +64,32 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     trees = {tree: starts.tree_params(config, system, tree, log) for tree in sorted(needed)}
     learners = {tree: learner(config, tree) for tree in learns}
     adapted = {tree for tree, one in learners.items() if one.lora is not None}
+    still = partial(parts.kept, dtype=frozen_dtype(config))
     references = {}
     if _is_rl(config):
         # Copies: the states' own arrays are donated at the first update.
-        references = {t: jax.tree.map(jnp.copy, trees[t]) for t in learns - adapted}
-        references |= {t: trees[t] for t in adapted}  # nobody donates them
+        references = {t: still(t, jax.tree.map(jnp.copy, trees[t])) for t in learns - adapted}
     states = {}
     for tree in sorted(learns):
         params = trees[tree]
         if tree in adapted:
             params = starts.fresh_adapters(config, tree, params, learners[tree].lora)
         states[tree] = learning.create(params, learners[tree])
-    frozen = {tree: params for tree, params in trees.items() if tree not in learns - adapted}
+    frozen = {t: still(t, params) for t, params in trees.items() if t not in learns - adapted}
+    references |= {t: frozen[t] for t in adapted if _is_rl(config)}  # nobody donates them
     return Setup(built, frozen, references, learners, config.seed), states
+
+
+def frozen_dtype(config: ConfigDict) -> str:
+    """What trees that do not learn are kept in.
+
+    Raises:
+      ValueError: for an unknown one.
+    """
+    dtype = config.frozen_dtype or "float32"
+    if dtype not in presets.DTYPES:
+        raise ValueError(f"config.frozen_dtype {dtype!r} is not one of {presets.DTYPES}")
+    return dtype
 
 
 def _is_rl(config: ConfigDict) -> bool:

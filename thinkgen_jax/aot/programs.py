@@ -47,12 +47,14 @@ class Job:
       plans: of every phase of the schedule, by name.
       learners: of every tree that learns.
       mesh: also to be set with `jax.set_mesh`.
+      frozen: dtype of trees that do not learn, see `parts.kept`.
     """
 
     parts: Parts
     plans: Mapping[str, SftPlan | RlPlan]
     learners: Mapping[str, Learner]
     mesh: Mesh
+    frozen: str = "float32"
 
 
 class Program(NamedTuple):
@@ -83,9 +85,16 @@ def _lay(leaf, where: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
-def params(job: Job, tree: str) -> Tree:
-    """Parameters of one tree, placed."""
-    return place(parts.shapes(job.parts.system, tree), job.mesh)
+def params(job: Job, tree: str, *, still: bool | None = None) -> Tree:
+    """Parameters of one tree, placed.
+
+    Args:
+      still: whether they do not learn; None: whether the tree does not.
+    """
+    shapes = parts.shapes(job.parts.system, tree)
+    if tree not in job.learners if still is None else still:
+        shapes = jax.eval_shape(partial(parts.kept, tree, dtype=job.frozen), shapes)
+    return place(shapes, job.mesh)
 
 
 def state(job: Job, tree: str) -> TrainState:
@@ -101,7 +110,7 @@ def state(job: Job, tree: str) -> TrainState:
 
 def base(job: Job, tree: str) -> Tree | None:
     """The frozen tree below adapters; None where the tree itself learns."""
-    return None if job.learners[tree].lora is None else params(job, tree)
+    return None if job.learners[tree].lora is None else params(job, tree, still=True)
 
 
 def resident(job: Job) -> dict[str, Tree]:
@@ -118,11 +127,12 @@ def resident(job: Job) -> dict[str, Tree]:
         found[f"state/{tree}"] = made._replace(opt_state=None, ema=None)
         found[f"{OPTIMIZER}{tree}"] = made.opt_state, made.ema
     frozen = set(parts.TREES) if rl else {"vae", "mllm"} if "flow_sft" in job.plans else set()
-    found |= {f"frozen/{tree}": params(job, tree) for tree in sorted(frozen - set(job.learners))}
     adapted = {tree for tree, learner in job.learners.items() if learner.lora is not None}
-    found |= {f"frozen/{tree}": params(job, tree) for tree in sorted(adapted)}
+    still = partial(params, job, still=True)
+    found |= {f"frozen/{tree}": still(tree) for tree in sorted(frozen - set(job.learners))}
+    found |= {f"frozen/{tree}": still(tree) for tree in sorted(adapted)}
     if rl:
-        found |= {f"reference/{tree}": params(job, tree) for tree in job.learners.keys() - adapted}
+        found |= {f"reference/{tree}": still(tree) for tree in job.learners.keys() - adapted}
         found |= {f"{MERGED}{tree}": params(job, tree) for tree in sorted(adapted)}
     return found
 
@@ -389,7 +399,7 @@ def _path_logprobs(job: Job, name: str) -> Program:
 def _dit_step(job: Job, name: str) -> Program:
     plan = job.plans[name]
     path, negative = _path(job, plan), _negative(job, plan)
-    reference = params(job, "dit") if plan.path.kl else None
+    reference = params(job, "dit", still=True) if plan.path.kl else None
     function = dit_grpo.make_step(job.parts.dit, job.learners["dit"], plan.path)
     args = (state(job, "dit"), reference, path, negative, base(job, "dit"))
     return Program(function, args, {}, (path, negative))

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was compiled for real slices and is kept: everything fits, and what learns can be fast."""
+
+import pytest
+
+from launch import topologies
+from thinkgen_jax.aot import build, slices
+
+KNOWN = topologies.load()
+MAIN = ("v5e-256", "v5p-64", "v6e-64")  # whose learning programs were compiled at full effort
+WRITE = {"prefill", "think", "read", "encode", "draw", "pixels", "logprobs", "mllm_step"}
+PATHS = {"think_once", "paths", "paint", "path_logprobs", "dit_step"}
+PROGRAMS = WRITE | PATHS | {"text_step", "flow_step"}
+
+
+def programs(name):
+    return {one["program"]: one for record in KNOWN[name] for one in record["programs"]}
+
+
+@pytest.mark.parametrize("name", [name for name in topologies.SLICES if KNOWN[name]])
+def test_every_program_fits_with_a_tenth_to_spare(name):
+    found = programs(name)
+    assert set(found) == PROGRAMS - ({"flow_step"} if name.startswith("h100") else set())
+    for program, one in found.items():
+        assert one["verdict"] == build.FITS, program
+        assert 0 < one["need"] <= 0.9 * slices.parse(name).chip.hbm, program
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_what_learns_can_reach_half_of_the_peak_and_attends_by_the_kernel(name):
+    machine, found = slices.parse(name), programs(name)
+    for program in ("mllm_step", "dit_step", "flow_step"):
+        one = found[program]
+        assert not one["quick"], program
+        assert machine.share(one["flops"], one["bound"]["total"]) >= 0.5, program
+        assert one["text"]["attention_kernels"] >= 8, program
+
+
+def test_the_document_shows_what_is_kept():
+    text = (topologies.FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert topologies.programs(KNOWN) in text
+    assert topologies.learning(KNOWN) in text
