@@ -11,7 +11,7 @@ from thinkgen_jax import sharding
 from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.structs import Condition, Packed, Prompt, Tree
 
-CACHE = 2**22  # bytes of a CPU's caches that the widest states of one pass may take
+CACHE = 5 * 2**20  # bytes of a CPU's caches that the widest states of one pass may take
 
 
 def split(x: jax.Array, parts: int) -> jax.Array:
