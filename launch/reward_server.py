@@ -14,9 +14,11 @@ A scorer has
   GET  /health  -> ABOUT and what waits
 
 * Requests wait in a bounded queue; one thread takes as many samples at once as a batch holds. A
-  full queue says 503, a body over the limit 413, garbage 400, an error of the scorer 500.
-* Pictures are opened while there is room in the queue, and never more pixels at a time than
-  `MAX_SHOWN`: small files can unpack to gigabytes.
+  full queue says 503 before a body is read, a body over the limit 413, garbage 400, an error of the
+  scorer 500.
+* What all requests hold together, bodies that are read and parsed and pictures that are opened, is
+  at most `MAX_HELD`; beyond it they are told 503, to come again. Each has at most `MAX_SHOWN`
+  pixels: small files can unpack to gigabytes.
 * Nothing but JSON is read, and no pickle is anywhere.
 * The standard library serves: the environments of scorers are crowded and old enough.
 """
@@ -38,14 +40,54 @@ SCORERS = Path(__file__).parent / "scorers"
 MAX_BODY = 2**28  # bytes of a request
 MAX_PIXELS = 2**24  # of a picture
 MAX_SHOWN = 2**27  # pixels of a request
+MAX_HELD = 2**31  # bytes of all requests; more than any one of them may have
+COPIES = 3  # of a body while it is parsed: its bytes, the text of them, the words in that
+CHANNELS = 3  # bytes of an opened pixel
+DROPPED = 2**16  # bytes of an unread body at a time
+
+
+class Full(Exception):
+    """There is no room for a request now; there may be later."""
+
+
+class Memory:
+    """Bytes that all requests may hold together."""
+
+    def __init__(self, limit):
+        self.left, self.lock = limit, threading.Lock()
+
+    def change(self, count):
+        """Takes `count` bytes, gives back where it is negative; `Full` where they are not there."""
+        with self.lock:
+            if count > self.left:
+                raise Full("the memory for requests is full")
+            self.left -= count
+
+
+class Share:
+    """What one request holds of the memory."""
+
+    def __init__(self, memory):
+        self.memory, self.held = memory, 0
+
+    def hold(self, count):
+        """Holds `count` bytes from now on."""
+        self.memory.change(count - self.held)
+        self.held = count
 
 
 class Job:
     """One request's samples, and where its answer goes."""
 
-    def __init__(self, samples):
-        self.samples, self.done = samples, threading.Event()
+    def __init__(self, samples, share):
+        self.samples, self.share, self.done = samples, share, threading.Event()
         self.answer, self.error, self.abandoned = None, None, False
+
+    def finish(self):
+        """Lets go of the pictures and says that there is an answer, or that nobody wants one."""
+        self.samples = None
+        self.share.hold(0)
+        self.done.set()
 
 
 class Work:
@@ -73,8 +115,11 @@ class Work:
                         held = None
             except queue.Empty:
                 pass
-            self._score([job for job in jobs if not job.abandoned])
-            jobs = []
+            wanted = [job for job in jobs if not job.abandoned]
+            for job in set(jobs) - set(wanted):
+                job.finish()
+            self._score(wanted)
+            jobs, wanted = [], []  # their pictures are not kept until the next ones come
 
     def _score(self, jobs):
         """Scores jobs together; if that fails each alone, so that one bad sample spoils one job."""
@@ -88,11 +133,11 @@ class Work:
                     self._score([job])
             else:
                 jobs[0].error = f"{type(err).__name__}: {err}"
-                jobs[0].done.set()
+                jobs[0].finish()
             return
         for job in jobs:
             job.answer, rows = rows[: len(job.samples)], rows[len(job.samples) :]
-            job.done.set()
+            job.finish()
 
     def _rows(self, samples):
         out = []
@@ -110,10 +155,11 @@ class Work:
         return [(float(score), detail) for score, detail in rows]
 
 
-def picture(text, left=MAX_SHOWN):
+def picture(text, left=MAX_SHOWN, hold=lambda size: None):
     """A picture from PNG in base64, uint8 [height, width, 3].
 
-    `left` are the pixels that the request may still unpack to.
+    `left` are the pixels that the request may still unpack to; `hold` is told how many bytes they
+    take, before they do.
     """
     import numpy as np
     from PIL import Image
@@ -125,20 +171,25 @@ def picture(text, left=MAX_SHOWN):
             f"a picture of {image.size} pixels: want at most {MAX_PIXELS} in one and {MAX_SHOWN} "
             f"in a request, {most} are left"
         )
+    hold(CHANNELS * image.width * image.height)
     return np.asarray(image.convert("RGB"))
 
 
-def parse(body):
-    """Samples of a request with their pictures opened; ValueError for what is none."""
+def parse(body, share=None):
+    """Samples of a request with their pictures opened; ValueError for what is none.
+
+    `share` holds the copies of the body already, and in the end what the samples take.
+    """
     asked = json.loads(body)
     if not isinstance(asked, dict) or not isinstance(asked.get("samples"), list):
         raise ValueError('want {"samples": [...]}')
-    out, shown = [], 0
+    out, shown, words = [], 0, len(body)
+    share = share or Share(Memory(math.inf))
 
     def opened(text):
-        nonlocal shown
-        image = picture(text, MAX_SHOWN - shown)
-        shown += image.shape[0] * image.shape[1]
+        nonlocal shown, words
+        image = picture(text, MAX_SHOWN - shown, lambda size: share.hold(share.held + size))
+        shown, words = shown + image.shape[0] * image.shape[1], words - len(text)
         return image
 
     for sample in asked["samples"]:
@@ -158,61 +209,88 @@ def parse(body):
                 "seed": int(sample.get("seed", 0)),
             }
         )
+    share.hold(CHANNELS * shown + words)  # the files that the pictures came from are gone
     return out
 
 
-def handler(work, about, patience):
-    """The class that answers requests of one server."""
+class Handler(BaseHTTPRequestHandler):
+    """Answers requests of a server that has `work`, `about`, `patience` and `memory`."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = 120  # seconds a connection may idle or dawdle
+    protocol_version = "HTTP/1.1"
+    timeout = 120  # seconds a connection may idle or dawdle
 
-        def do_GET(self):
-            if self.path != "/health":
-                return self.say(404, {"error": f"no {self.path}; there are /health and /score"})
-            self.say(200, {**about, "status": "ok", "waiting": work.queue.qsize()})
+    def do_GET(self):
+        if self.path != "/health":
+            return self.say(404, {"error": f"no {self.path}; there are /health and /score"})
+        self.say(
+            200, {**self.server.about, "status": "ok", "waiting": self.server.work.queue.qsize()}
+        )
 
-        def do_POST(self):
-            length = self.headers.get("content-length", "")
-            if not length.isdecimal() or int(length) > MAX_BODY:
-                self.close_connection = True  # its body stays unread
-                return self.say(413, {"error": f"want content-length of at most {MAX_BODY}"})
-            body = self.rfile.read(int(length))
-            if self.path != "/score":
-                return self.say(404, {"error": f"no {self.path}; there are /health and /score"})
-            if work.queue.full():  # before the pictures take memory
-                return self.say(503, {"error": "the queue is full"})
-            try:
-                job = Job(parse(body))
-            except Exception as err:  # whatever a picture decoder finds in garbage
-                return self.say(400, {"error": f"no request: {type(err).__name__}: {err}"})
-            try:
-                work.queue.put_nowait(job)
-            except queue.Full:
-                return self.say(503, {"error": "the queue is full"})
-            if not job.done.wait(patience):
-                job.abandoned = True
-                return self.say(503, {"error": f"not scored within {patience} s"})
-            if job.error is not None:
-                return self.say(500, {"error": job.error})
-            scores, details = [row[0] for row in job.answer], [row[1] for row in job.answer]
-            names = {name: about[name] for name in ("reward", "version")}
-            self.say(200, {"scores": scores, "details": details, **names})
+    def do_POST(self):
+        length = self.headers.get("content-length", "")
+        if not length.isdecimal() or int(length) > MAX_BODY:
+            self.close_connection = True  # its body stays unread
+            return self.say(413, {"error": f"want content-length of at most {MAX_BODY}"})
+        if self.path != "/score":
+            return self.refuse(404, f"no {self.path}; there are /health and /score", length)
+        if self.server.work.queue.full():  # before the body takes memory
+            return self.refuse(503, "the queue is full", length)
+        share = Share(self.server.memory)
+        try:
+            share.hold(COPIES * int(length))
+        except Full as err:
+            return self.refuse(503, str(err), length)
+        try:
+            job = self.enqueue(int(length), share)
+        except Full as err:
+            return self.say(503, {"error": str(err)})
+        except (TimeoutError, ConnectionError):  # half a body: nobody is there to be told
+            raise
+        except Exception as err:  # whatever a picture decoder finds in garbage
+            return self.say(400, {"error": f"no request: {type(err).__name__}: {err}"})
+        patience = self.server.patience
+        if not job.done.wait(patience):
+            job.abandoned = True
+            return self.say(503, {"error": f"not scored within {patience} s"})
+        if job.error is not None:
+            return self.say(500, {"error": job.error})
+        scores, details = [row[0] for row in job.answer], [row[1] for row in job.answer]
+        names = {name: self.server.about[name] for name in ("reward", "version")}
+        self.say(200, {"scores": scores, "details": details, **names})
 
-        def say(self, status, answer):
-            body = json.dumps(answer, allow_nan=False).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def enqueue(self, length, share):
+        """Reads the body, opens what is in it and lets it wait; without a job holds nothing."""
+        try:
+            job = Job(parse(self.rfile.read(length), share), share)
+            self.server.work.queue.put_nowait(job)
+        except queue.Full:
+            share.hold(0)
+            raise Full("the queue is full") from None
+        except BaseException:
+            share.hold(0)
+            raise
+        return job
 
-        def log_message(self, form, *args):
-            if not str(args[1] if len(args) > 1 else "").startswith("2"):
-                print(time.strftime("%H:%M:%S"), form % args, flush=True)
+    def refuse(self, status, why, length):
+        """Says no at once; what is sent all the same is dropped, or it would drown the no."""
+        self.say(status, {"error": why})
+        self.wfile.flush()
+        left = int(length)
+        while left:
+            got = len(self.rfile.read(min(left, DROPPED)))
+            left -= got or left
 
-    return Handler
+    def say(self, status, answer):
+        body = json.dumps(answer, allow_nan=False).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, form, *args):
+        if not str(args[1] if len(args) > 1 else "").startswith("2"):
+            print(time.strftime("%H:%M:%S"), form % args, flush=True)
 
 
 def load(name):
@@ -237,10 +315,10 @@ def serve(scorer, state, *, host, port, batch, waiting, patience):
     for name, value in (("batch", batch), ("waiting", waiting)):
         if value < 1:
             raise ValueError(f"--{name}={value}: must be at least 1")
-    work = Work(scorer, state, batch=batch, waiting=waiting)
-    about = {"sees": "", **scorer.ABOUT}
-    server = ThreadingHTTPServer((host, port), handler(work, about, patience))
-    server.daemon_threads, server.work = True, work
+    server = ThreadingHTTPServer((host, port), Handler)
+    server.work = Work(scorer, state, batch=batch, waiting=waiting)
+    server.about, server.memory = {"sees": "", **scorer.ABOUT}, Memory(MAX_HELD)
+    server.daemon_threads, server.patience = True, patience
     return server
 
 

@@ -47,7 +47,10 @@ FENCES = {  # third-party package: beginnings of the paths, below the package, t
     **{"ml_collections": (*DOORS, "recipe.py", "starts.py")},
     **{"transformers": ("data/text.py",), "tokenizers": ("data/text.py",)},
     **{"tensorflow_datasets": ("data/",), "pyarrow": ("data/",), "array_record": ("data/",)},
-    **{"scipy": ("world/", "data/"), "PIL": ("world/", "data/", "logs.py", "rewards/remote.py")},
+    **{
+        "scipy": ("world/", "data/", "bench/text_rules.py"),
+        "PIL": ("world/", "data/", "logs.py", "rewards/remote.py"),
+    },
     **{"matplotlib": ("report.py",), "tensorboardX": ("logs.py",), "tqdm": ("logs.py",)},
     **{"httpx": ("rewards/remote.py",), "rapidfuzz": ("rewards/words.py",)},
     **{"rapidocr": ("rewards/words.py",), "wandb": ("logs.py",)},

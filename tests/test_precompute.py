@@ -2,14 +2,16 @@
 """Encoding ahead: what is read again is what the frozen networks would have made in the step."""
 
 import importlib
+import json
 
 import jax
 import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 
 from tests.data import real
-from thinkgen_jax import logs, parts, precompute, recipe, sharding, starts, train
+from thinkgen_jax import cli, logs, parts, precompute, recipe, sharding, starts, train
 from thinkgen_jax.data import encoded, feeding
 from thinkgen_jax.data.batches import Shape
 from thinkgen_jax.hf import assets
@@ -138,3 +140,21 @@ def test_what_cannot_be_encoded_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--batch=0"):
         precompute.encode(config, tmp_path / "a", batch=0, shard=2, dtype="float32")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_path_that_climbs_is_one_line_at_the_door(tmp_path, capsys, monkeypatch):
+    """A PermissionError, which is no ValueError."""
+    record = {"task_type": "t2i", "instruction": "a cat", "output_image": "../out.png"}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text(json.dumps(record) + "\n")
+    words = ["--config=configs/own.py:tiny", f"--config.data={tmp_path / 'in/a.jsonl'}"]
+    # The flags of a config are found on the command line itself.
+    monkeypatch.setattr("sys.argv", ["precompute", *words, f"--out={tmp_path / 'out'}"])
+    saved = flagsaver.save_flag_values(precompute.FLAGS)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.start(precompute.FLAGS, precompute.run)
+    finally:
+        flagsaver.restore_flag_values(saved, precompute.FLAGS)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and told.startswith("error: ") and "leads out of" in told

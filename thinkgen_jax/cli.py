@@ -33,6 +33,6 @@ def start(
         if rest:
             raise ValueError(f"unknown arguments {rest}")
         print(known.get_help()) if known["help"].value else run()
-    except (flags.Error, ValueError) as err:
+    except (flags.Error, ValueError, OSError) as err:  # OSError: a path that climbs, a full disk
         print(f"error: {err}", file=sys.stderr)
         raise SystemExit(2) from None

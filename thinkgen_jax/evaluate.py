@@ -176,7 +176,12 @@ def _check(out: Path) -> None:
         raise ValueError("--judge needs --judge_model: numbers depend on who judged")
     if LIMIT.value < 0:
         raise ValueError(f"--limit={LIMIT.value}: must be at least 0")
-    official.check(bench.OFFICIAL[BENCHMARK.value].read(Path(PROMPTS.value)), out)
+    benchmark, prompts = bench.OFFICIAL[BENCHMARK.value], Path(PROMPTS.value)
+    tasks = benchmark.read(prompts)
+    official.check(tasks, out)
+    is_scored = {"judge": JUDGE.value, "detector": DETECTOR.value, "reader": True}
+    if benchmark.ready is not None and is_scored[benchmark.needs]:
+        benchmark.ready(prompts, tasks[: LIMIT.value or None])
     out.mkdir(parents=True, exist_ok=True)
     _writable(out / "result.json")
 

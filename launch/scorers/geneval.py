@@ -12,20 +12,43 @@ colour], ...]}; the rules that make scores of them live in `thinkgen_jax/rewards
   detector)".
 * Masks are thresholded at the picture's own size, as the official detector does it; the library's
   own post-processing goes over 384 x 384.
-* Classes are told apart by number: the benchmark renames three of COCO's 80.
+* Classes are told apart by number, never by the model's own names: the benchmark renames three of
+  COCO's 80, models spell others in their own way ("motorbike", "tvmonitor") or not at all
+  ("LABEL_16").
 
 Source: geneval@af4902f evaluation/evaluate_images.py; mmdet 2 Mask2Former head.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
 ABOUT = {
-    **{"reward": "geneval detections (HF Mask2Former)", "version": "1"},
+    **{"reward": "geneval detections (HF Mask2Former)", "version": "2"},
     **{"floor": 0.0, "ceiling": 1.0, "sees": "meta include, exclude"},
 }
-RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
+# The benchmark's names of COCO's classes in the order of the detector's head: the 80 that are used,
+# numbered without gaps. COCO's own ids run from 1 to 90 with gaps; heads that keep them (DETR's 91)
+# or know stuff as well (133 of panoptic ones) have another order, and are refused by their size.
+CLASSES = (
+    *("person", "bicycle", "car", "motorcycle", "airplane"),
+    *("bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", "stop sign", "parking meter", "bench", "bird"),
+    *("cat", "dog", "horse", "sheep", "cow"),
+    *("elephant", "bear", "zebra", "giraffe", "backpack"),
+    *("umbrella", "handbag", "tie", "suitcase", "frisbee"),
+    *("skis", "snowboard", "sports ball", "kite", "baseball bat"),
+    *("baseball glove", "skateboard", "surfboard", "tennis racket", "bottle"),
+    *("wine glass", "cup", "fork", "knife", "spoon"),
+    *("bowl", "banana", "apple", "sandwich", "orange"),
+    *("broccoli", "carrot", "hot dog", "pizza", "donut"),
+    *("cake", "chair", "couch", "potted plant", "bed"),
+    *("dining table", "toilet", "tv", "laptop", "computer mouse"),
+    *("tv remote", "computer keyboard", "cell phone", "microwave", "oven"),
+    *("toaster", "sink", "refrigerator", "book", "clock"),
+    *("vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
+)
 COLORS = (
     *("red", "orange", "yellow", "green", "blue"),
     *("purple", "pink", "brown", "black", "white"),
@@ -63,9 +86,26 @@ def load(args):
         "looks": AutoImageProcessor.from_pretrained(own.clip, use_fast=False, **local),
         "heads": {},
     }
-    names = state["detector"].config.id2label
-    state["names"] = [RENAMED.get(names[n], names[n]) for n in range(len(names))]
+    check(state["detector"].config.id2label)
+    # Other weights are another detector, whose answers are not mixed with these.
+    ABOUT.update(version=f"2, {Path(own.detector).name}, {Path(own.clip).name}")
     return state
+
+
+def check(labels):
+    """Refuses a detector whose classes are others: a wrong name is a wrong score without a word.
+
+    Args:
+      labels: the model's names by number; unknown ones are no fault, known ones elsewhere are.
+    """
+    if len(labels) != len(CLASSES):
+        raise ValueError(
+            f"--detector: the model has {len(labels)} classes, want COCO's {len(CLASSES)} "
+            f"(an instance segmenter, no panoptic one)"
+        )
+    moved = {n: said for n, said in labels.items() if said in CLASSES and CLASSES[int(n)] != said}
+    if moved:
+        raise ValueError(f"--detector: {moved} are not where COCO's order has them")
 
 
 def score(state, samples):
@@ -76,10 +116,14 @@ def score(state, samples):
 
 def _one(state, image, meta):
     clauses = [*meta.get("include", ()), *meta.get("exclude", ())]
+    asked = {clause["class"] for clause in clauses}
+    unknown = sorted(asked.difference(CLASSES))
+    if unknown:  # looked for in vain they would count as absent
+        raise ValueError(f"metadata asks for classes {unknown}, none of COCO's {len(CLASSES)}")
     colored = {clause["class"] for clause in clauses if "color" in clause}
     found = {}
     for name, box, confidence, mask in detect(state, image):
-        if name in {clause["class"] for clause in clauses}:
+        if name in asked:
             color = _color(state, image, box, mask, name) if name in colored else ""
             found.setdefault(name, []).append([*map(float, box), float(confidence), color])
     return found
@@ -94,7 +138,7 @@ def detect(state, image):
         torch,
         out.class_queries_logits[0],
         out.masks_queries_logits[0],
-        state["names"],
+        CLASSES,
         height,
         width,
     )

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How near an edited picture is to what it should be, for the reward `siglip2`.
 
-    python -m launch.reward_server --scorer=siglip2 -- --model=FOLDER [--device=cuda]
+    python -m launch.reward_server --scorer=siglip2 -- --model=FOLDER [--mode=auto] [--device=cuda]
 
-FOLDER is a local copy of a SigLIP2 of fixed resolution, e.g. google/siglip2-so400m-patch14-384.
-With a picture `meta["target"]` the score is the gain over the source: (cos(out, target) -
-cos(source, target)) / (1 - cos(source, target)), cut to [-1, 1]: a source handed back earns 0.
-Without a source it is cos(out, target); without a target the probability that description and
-picture belong together.
+FOLDER is a local copy of a SigLIP2 of fixed resolution, e.g. google/siglip2-so400m-patch14-384. In
+[-1, 1], by mode, with the target picture `meta["target"]` and the source, the first reference:
+  gain  (cos(out, target) - cos(source, target)) / (1 - cos(source, target)): a source handed back
+        earns 0
+  img   cos(out, target), which a source handed back has nearly all of
+  dir   cos(out - source, target - source): did it go the right way; no way at all earns 0
+  txt   the probability that description and picture belong together
+  auto  gain; img where there is no source; txt where there is no target
 """
 
 import argparse
@@ -18,6 +21,8 @@ ABOUT = {
     **{"sees": "meta description, else the prompt, where meta has no target"},
 }
 SMALL = 1e-3  # keeps the gain finite where the source is the target
+MODES = {"auto": (), "gain": ("target", "source"), "img": ("target",)}  # and what each needs
+MODES |= {"dir": ("target", "source"), "txt": ()}
 
 
 def load(args):
@@ -27,10 +32,15 @@ def load(args):
 
     parser = argparse.ArgumentParser(prog="--scorer=siglip2 --")
     parser.add_argument("--model", required=True)
+    parser.add_argument("--mode", choices=sorted(MODES), default="auto")
     parser.add_argument("--device", default="cpu")
     own = parser.parse_args(args)
+    if own.mode != "auto":  # other numbers are another version
+        sees = "meta description, else the prompt" if own.mode == "txt" else ""
+        ABOUT.update(version=f"1 {own.mode}", sees=sees)
     return {
         "torch": torch,
+        "mode": own.mode,
         "device": own.device,
         "model": SiglipModel.from_pretrained(own.model, local_files_only=True)
         .to(own.device)
@@ -56,16 +66,42 @@ def limited(value):
     return value if math.isnan(value) else max(-1.0, min(1.0, value))
 
 
+def chosen(mode, has):
+    """The mode of a sample that has "target", "source", both or none of them.
+
+    Raises:
+      ValueError: when it lacks what the mode needs.
+    """
+    if mode == "auto":
+        return "txt" if "target" not in has else "gain" if "source" in has else "img"
+    missing = [name for name in MODES[mode] if name not in has]
+    if missing:
+        raise ValueError(f"--mode={mode}: a sample has no {' and no '.join(missing)} picture")
+    return mode
+
+
 def _one(state, sample):
-    drawn, target = _seen(state, sample["image"]), sample["meta"].get("target")
-    if target is None:
+    pictures = {"target": sample["meta"].get("target")}
+    pictures["source"] = sample["references"][0] if sample["references"] else None
+    pictures = {name: image for name, image in pictures.items() if image is not None}
+    mode, drawn = chosen(state["mode"], pictures), _seen(state, sample["image"])
+    if mode == "txt":
         return _belongs(state, drawn, sample["meta"].get("description") or sample["prompt"])
-    target = _seen(state, target)
+    target = _seen(state, pictures["target"])
     near = float(drawn @ target)
-    if not sample["references"]:
+    if mode == "img":
         return limited(near), {"cos": near}  # rounding leads beyond 1
-    source = float(_seen(state, sample["references"][0]) @ target)
-    return gain(near, source), {"cos": near, "cos of the source": source}
+    source = _seen(state, pictures["source"])
+    if mode == "dir":
+        return limited(_same_way(drawn - source, target - source)), {"cos": near}
+    start = float(source @ target)
+    return gain(near, start), {"cos": near, "cos of the source": start}
+
+
+def _same_way(went, right):
+    """Cosine of two ways, 0 where one of them is none."""
+    length = float(went.norm() * right.norm())
+    return float(went @ right) / length if length > SMALL**2 else 0.0 * length  # NaN stays NaN
 
 
 def _belongs(state, drawn, text):

@@ -2,6 +2,7 @@
 """Official benchmarks from end to end: copies as users have them, a painter, judges that behave."""
 
 import csv
+import dataclasses
 import json
 import pickle
 from collections import defaultdict
@@ -71,6 +72,8 @@ def picture(path):
 
 
 def dogs(path, body, n):
+    if path == "/health":
+        return 200, {"reward": "dogs", "version": "2"}
     box = [0, 0, 5, 5, 0.95, ""]
     return 200, {"scores": [0], "details": [{"dog": [box], "cup": [box]}]}
 
@@ -89,17 +92,34 @@ def test_geneval_through_the_door(door, drawn, tmp_path, capsys):
     with peer(dogs) as there:
         door(*line, f"--detector={there.url}")
         assert len(drawn) == 17 and drawn[-1].seed == drawn[14].seed  # the same picture again
-        assert len(there.asked) == 16
+        assert scored(there) == 16
         door(*line, f"--detector={there.url}")
-        assert len(there.asked) == 16  # and nothing is asked twice
-    shown = capsys.readouterr().out
-    assert "| ours, think |" in shown and "ThinkGen, thinking" in shown
+        assert scored(there) == 16  # and nothing is asked twice
+    with peer(dogs) as there:  # nor of the same detector elsewhere
+        door(*line, f"--detector={there.url}")
+        assert scored(there) == 0
+    with peer(lambda *_: (200, {"reward": "dogs", "version": "3"})) as there:
+        with pytest.raises(SystemExit):
+            door(*line, f"--detector={there.url}")
+    said = capsys.readouterr()
+    assert "holds answers of ['dogs 2'], not of dogs 3" in said.err
+    shown = said.out
+    assert "| ours |  |  |  |  |" in shown and "| ThinkGen | 0.88 | 0.89 | a |  |" in shown
+    assert "| part | ours, no-think | ours, think | OmniGen2 | BAGEL |" in shown
+    assert "| counting | 0 | 0 | 0.64 | 0.81 |" in shown
     assert "2 of 553 prompts: not comparable" in shown
+    found = json.loads((tmp_path / "out/result.json").read_text())
+    assert found["rows"][0]["about"]["detector"] == "dogs 2"
     rows = json.loads((tmp_path / "out/result.json").read_text())["rows"]
     assert rows[0]["parts"] == {"single_object": 1.0, "counting": 0.0}
     results = [json.loads(x) for x in (folder / "results.jsonl").read_text().splitlines()]
     assert summary_scores(results) == (0.5, 0.5, 0.5)
     assert results[4]["reason"] == "expected cup>=2, found 1"
+
+
+def scored(there):
+    """How often a detector was asked to look."""
+    return sum(path == "/score" for path, *_ in there.asked)
 
 
 def summary_scores(rows):
@@ -141,6 +161,42 @@ def test_another_copy_or_benchmark_is_refused_the_folder(door, drawn, tmp_path, 
     with pytest.raises(SystemExit):
         door("--benchmark=dpg", "--prompts=dpg", *line[2:])
     assert "(benchmark: 'GenEval (HF detector)' -> 'DPG-Bench" in capsys.readouterr().err
+
+
+def test_a_detector_that_does_not_say_what_it_is_is_refused(drawn, tmp_path):
+    write(tmp_path / "m.jsonl", json.dumps(DOG))
+    for reply, told in (
+        (lambda *_: (200, {"reward": "dogs"}), r"states reward and version \['dogs', None\]"),
+        (lambda *_: (404, b"nothing"), "cannot be asked what it is: .*status 404"),
+    ):
+        with peer(reply) as there, Client("d", quick((there.url,))) as detector:
+            with pytest.raises(ValueError, match=told):
+                official_run("geneval", tmp_path / "m.jsonl", tmp_path / "out", detector=detector)
+
+
+def test_modes_are_columns_beside_what_was_published():
+    thought = official.Score(0.5, {"a": 0.25, "b": 1.0}, {})
+    rows = (
+        official.Published("X", 0.6, {"a": 0.5}, "s"),
+        official.Published("X", 0.7, {"a": 0.75}, "s", think=True),
+        official.Published("X", 0.8, {}, "t", "later", think=True),
+    )
+    own = dict(title="B", protocol="by rule", published=rows)
+    benchmark = dataclasses.replace(bench.OFFICIAL["wise"], **own)
+    lines = official.Outcome(benchmark, {"think": thought}).table().split("\n\n")
+    whole, parts = ([line for line in x.splitlines() if "---" not in line] for x in lines[:2])
+    assert whole == [
+        "| B | no-think | think | source | note |",
+        "| ours |  | 0.5 |  |  |",
+        "| X | 0.6 | 0.7 | s |  |",
+        "| X |  | 0.8 | t | later |",
+    ]
+    assert parts == [
+        "| part | ours, think | X | X, think |",
+        "| a | 0.25 | 0.5 | 0.75 |",
+        "| b | 1.00 |  |  |",
+    ]
+    assert lines[2:] == ["by rule"]
 
 
 def test_weights_are_told_apart():
@@ -331,6 +387,24 @@ def test_rise_answers_lie_where_the_official_script_resumes(drawn, tmp_path):
     assert "own rubric" in found.table()
 
 
+def test_rise_answers_that_the_official_script_falls_over_are_asked_for_again(drawn, tmp_path):
+    """Two numbers behind the score: the script would take them for two aspects."""
+    rise_copy(tmp_path / "copy")
+
+    def answer(path, body, n):
+        is_puzzle = "puzzle" in body["messages"][0]["content"][0]["text"]
+        right = f"**Final Score:** **{1 if is_puzzle else 5}**"
+        return says(right if n > 1 else f"{right}\n3 objects")
+
+    with peer(answer) as there, judge_of(there) as judge:
+        official_run("risebench", tmp_path / "copy", tmp_path / "out", judge=judge)
+    assert len(there.asked) == 7 + 1
+    path = tmp_path / "out/no-think/outputs/thinkgen_jax/thinkgen_jax.pkl"
+    kept = pickle.loads(path.read_bytes())
+    said = [text for answers in kept.values() for text in answers.values() if text is not None]
+    assert len(said) == 7 and all(len(risebench.extract(text)) == 1 for text in said)
+
+
 def test_dpg_grids_and_questions(drawn, tmp_path):
     write(tmp_path / "copy/prompts/3.txt", "a dog\n")
     with (tmp_path / "copy/dpg_bench.csv").open("w") as file:
@@ -359,6 +433,10 @@ def test_cvtg_reads_what_was_drawn(drawn, tmp_path, monkeypatch):
     assert (tmp_path / "out/no-think/images/CVTG-Style/5/0.png").exists()
     whole = json.loads((tmp_path / "out/no-think/result.json").read_text())
     assert whole["overall_results"]["correct_words"] == 8 and len(whole["area_results"]) == 8
+    similar = [row["ned_word_data"] for row in whole["area_results"]]
+    assert all(len(words_) == 2 for words_ in similar)
+    assert np.mean(similar) == pytest.approx(whole["overall_results"]["ned"])
+    assert "ned_word_data" not in whole["overall_results"]
 
 
 @pytest.mark.parametrize(
@@ -380,6 +458,58 @@ def test_one_line_for_what_is_wrong(door, tmp_path, capsys, given, message):
     told = capsys.readouterr().err
     assert stop.value.code == 2 and told.startswith("error: ") and message in told
     assert told.count("\n") == 1
+
+
+def no_reader():
+    raise ValueError("reading words needs RapidOCR")
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("wise", "judge_prompt.txt"),
+        ("wise", "judge_system.txt"),
+        ("dpg", "dpg_bench.csv"),
+        ("imgedit", "prompts.json"),
+        ("cvtg", "RapidOCR"),
+    ],
+)
+def test_what_scoring_lacks_is_told_before_anything_is_drawn(
+    door, drawn, tmp_path, capsys, monkeypatch, name, missing
+):
+    copy = tmp_path / "copy"
+    wise_copy(copy)
+    write(copy / "prompts/3.txt", "a dog\n")
+    edit = {"id": "a.png", "prompt": "p", "edit_type": "add"}
+    write(copy / "basic_edit.json", {"1": edit})
+    picture(copy / "a.png")
+    for half in cvtg.HALVES:
+        for area in cvtg.AREAS:
+            write(copy / half / f"{area}.json", {"data_list": [{"index": 0, "prompt": "'GO'"}]})
+    (copy / missing).unlink(missing_ok=True)
+    monkeypatch.setattr(words, "reader", no_reader)
+    line = [f"--benchmark={name}", "--prompts=copy", "--out=out", "--judge_model=m", "--think=no"]
+    with pytest.raises(SystemExit):
+        door(*line, "--judge=http://127.0.0.1:9/v1")
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and missing in told and told.count("\n") == 1
+    assert not drawn
+    if name != "cvtg":  # pictures alone need none of it
+        door(*line, "--judge=")
+        assert drawn
+
+
+def test_lines_end_where_json_says_so(tmp_path):
+    """U+2028 inside a prompt or an answer ends no line."""
+    meta = {**DOG, "prompt": "a\u2028dog\x85"}
+    path = tmp_path / geneval.PROMPTS
+    path.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in (meta, CUPS)))
+    assert [task.prompt for task in geneval.read(path)] == [meta["prompt"], "two cups"]
+    official.append(tmp_path / "a.jsonl", [json.dumps({"key": "a\u2028b"}, ensure_ascii=False)])
+    assert [line["key"] for line in official.records(tmp_path / "a.jsonl")] == ["a\u2028b"]
+    write(tmp_path / "dpg/prompts.jsonl", '{"item_id": "1", "prompt": "p"}\n{"item')
+    with pytest.raises(ValueError, match="prompts.jsonl, line 2 is no JSON"):
+        bench.dpg.read(tmp_path / "dpg")
 
 
 def test_a_file_cut_off_by_a_crash_goes_on(tmp_path):

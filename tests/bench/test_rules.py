@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from thinkgen_jax import bench
-from thinkgen_jax.bench import cvtg, dpg, imgedit, risebench, wise
+from thinkgen_jax.bench import cvtg, dpg, imgedit, risebench, text_rules, wise
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "judge_parsing.json").read_text())
+FOLDER = Path(__file__).parent / "vectors"
+VECTORS = json.loads((FOLDER / "judge_parsing.json").read_text())
+TEXT = json.loads((FOLDER / "oneig_tiif_text.json").read_text())
 
 
 @pytest.mark.parametrize("case", VECTORS["rise_extract"], ids=lambda case: case["answer"])
@@ -33,6 +35,19 @@ def test_rise_scores_as_the_original(case):
 @pytest.mark.parametrize("case", VECTORS["wise_parse"], ids=lambda case: case["text"])
 def test_wise_answers_as_the_original(case):
     assert wise.parse(case["text"]) == case["legacy"]
+    assert wise.parse_verified(case["text"]) == case["verified"].get("score")
+
+
+def test_wise_thoughts_are_no_verified_answer():
+    assert wise.parse_verified("<think>Score: 1\nno</think>\n**Score:** 0") == 0
+    assert wise.parse_verified("Score: 2") is None and wise.parse_verified("Score: 10") is None
+
+
+@pytest.mark.parametrize("said", ["Final Score: 4\n3", "Final Score: 4, 5", "Final Score: 0", "4"])
+def test_rise_takes_exactly_one_score(said):
+    with pytest.raises(ValueError, match="the judge gave the final scores"):
+        risebench.read_score(said, 1, 5)
+    assert risebench.read_score("**Final Score:** **4**\nfor 3 objects", 1, 5) == 4
 
 
 def test_wiscores_as_the_original():
@@ -141,4 +156,31 @@ def test_rise_puzzles_are_asked_what_stayed_the_same_whatever_the_flag():
 def test_published_rows_name_their_source():
     for name, one in bench.OFFICIAL.items():
         assert one.published and all(row.source for row in one.published), name
-        assert any("ThinkGen" in row.name for row in one.published)
+        ours = [row.think for row in one.published if row.name == "ThinkGen"]
+        assert sorted(ours) == [False, True], name
+
+
+@pytest.mark.parametrize("case", TEXT["oneig_text"], ids=lambda case: case["ocr"])
+def test_oneig_text_as_the_original(case):
+    assert text_rules.plain(case["gt"]) == case["gt_pre"]
+    read = text_rules.plain(text_rules.without_hallucinations(case["ocr"]))
+    assert read == case["ocr_pre"]
+    got, (matched, share, wanted) = text_rules.oneig(case["gt"], case["ocr"]), case["match"]
+    assert got == (case["ED"], matched, wanted) and got.matched / got.wanted == share
+
+
+def test_oneig_score_by_hand():
+    """Distances 0 and 50, half complete, 3 of 4 words: 1 - 25 * 0.5 * 0.25 / 100."""
+    pictures = [text_rules.Text(0, 2, 2), text_rules.Text(50, 1, 2)]
+    assert text_rules.oneig_score(pictures) == pytest.approx(1 - 25 * 0.5 * 0.25 / 100)
+    assert text_rules.oneig_score(pictures[:1]) == 1
+    with pytest.raises(ValueError, match="0 pictures want no word"):
+        text_rules.oneig_score([])
+
+
+@pytest.mark.parametrize("case", TEXT["tiif"], ids=lambda case: " ".join(case["ocr"]))
+def test_tiif_text_as_the_original(case):
+    got = text_rules.tiif(case["gt"], case["ocr"])
+    assert got == (pytest.approx(case["gned"], abs=1e-12), case["recall"])
+    with pytest.raises(ValueError, match="no word is wanted"):
+        text_rules.tiif([], case["ocr"])

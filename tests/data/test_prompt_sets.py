@@ -81,7 +81,8 @@ def test_verl_and_easyr1_tables(tmp_path):
 def test_our_own_lines_come_back_as_they_were_written(tmp_path):
     (tmp_path / "in.png").write_bytes(real.picture(1))
     items = [
-        PromptItem("one", "edit", "makes é", (tmp_path / "in.png",), {"target": "x", "n": 2}, "t"),
+        PromptItem("one", "edit", "makes é", (tmp_path / "in.png",), {"text": "x", "n": 2}, "t"),
+        PromptItem("right", "edit", "p", (), {"target": tmp_path / "in.png"}),
         PromptItem("two", "reasoning", "a\u2028riddle\x85" + "!"),
     ]
     prompt_sets.write(tmp_path / "own.jsonl", items)
@@ -107,6 +108,16 @@ def test_damaged_sets_are_one_error(tmp_path, kind, line, words):
     scenario = "composition" if kind == "geneval" else None
     with pytest.raises(ValueError, match=words):
         prompt_sets.read(PromptSet(kind, path, scenario))
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/out.png"])
+def test_a_target_does_not_lead_out_of_the_root(tmp_path, name):
+    item = {"scenario": "edit", "prompt": "x", "reward": {"target": name}}
+    with pytest.raises(PermissionError, match="item 1: path .* leads out of the data root"):
+        prompt_sets.read(PromptSet("jsonl", lines(tmp_path / "a.jsonl", item)))
+    item["reward"]["target"] = 7
+    with pytest.raises(ValueError, match="a picture is int, want a path"):
+        prompt_sets.read(PromptSet("jsonl", lines(tmp_path / "a.jsonl", item)))
 
 
 def test_missing_empty_and_foreign_sets_are_refused(tmp_path):
@@ -157,6 +168,18 @@ def test_prompts_of_evaluations_are_found_in_every_form(tmp_path):
     assert prompt_sets.asked(lines(tmp_path / "a.jsonl", GENEVAL)) == ["a photo of three cups"]
     nested = {"data_list": [{"prompt": "p"}, {"Prompt": "q"}], "prompt": 7}
     assert prompt_sets.asked(lines(tmp_path / "a.json", nested)) == ["p", "q"]
+    rise = [{"index": "temporal_1", "instruction": "make it older", "image": "a.png"}]
+    path = tmp_path / "rise.json"
+    path.write_text(json.dumps(rise))
+    assert prompt_sets.asked(path) == ["make it older"]
+    (tmp_path / "dpg/prompts").mkdir(parents=True)
+    for name, words in (("1", "a dog,\nin rain\n"), ("2", "a cat"), ("3", "\n")):
+        (tmp_path / "dpg/prompts" / f"{name}.txt").write_text(words)
+    for folder in ("dpg", "dpg/prompts"):
+        assert prompt_sets.asked(tmp_path / folder) == ["a dog, in rain", "a cat"]
+    with pytest.raises(ValueError, match="empty: none found"):
+        (tmp_path / "empty").mkdir()
+        prompt_sets.asked(tmp_path / "empty")
     with pytest.raises(ValueError, match="none found"):
         prompt_sets.asked(lines(tmp_path / "b.json", {"words": ["p"]}))
 
@@ -181,6 +204,8 @@ def test_pictures_of_no_use_are_found_before_the_run(tmp_path):
     assert first == "prompt sets: 3 prompts have pictures of no use:"
     assert rest[0].startswith("  p1: a picture of (64, 40) is smaller than (48, 48)")
     assert rest[1].startswith("  p2: ") and "'none.png' does not exist" in rest[2]
+    with pytest.raises(ValueError, match="p: a picture of .* is smaller"):
+        prompt_sets.check_pictures([PromptItem("p", "edit", "x", (), {"target": small})], (48, 48))
     cut = PromptItem("cut", "edit", "x", (good[: len(good) // 2],))
     prompt_sets.check_pictures([cut])
     with pytest.raises(ValueError, match="prompt cut: "):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from launch import reward_server
+from tests.data import real
 from thinkgen_jax import rewards
-from thinkgen_jax.data import sources
+from thinkgen_jax.data import images, prompt_sets, sources
 from thinkgen_jax.rewards.remote import Client, Failed, Service, encode
 from thinkgen_jax.structs import Request, Sample
 from thinkgen_jax.world import render, tasks
@@ -111,6 +112,67 @@ def test_a_full_queue_says_so():
         told = [p.exception() for p in pending]
     assert sum("the queue is full" in str(error) for error in told) == 3
     assert told.count(None) == 2
+
+
+def refusal(url, length):
+    """What a request is told whose body never comes."""
+    asked = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+    asked.putrequest("POST", "/score")
+    asked.putheader("content-length", str(length))
+    asked.endheaders()
+    with asked.getresponse() as told:
+        said = told.status, json.loads(told.read())["error"]
+    asked.close()
+    return said
+
+
+def test_a_full_queue_reads_no_body():
+    with served(gated([]), waiting=1, batch=1) as url, client(url, workers=8) as one:
+        pending = begin(one, url, [51] * 2, 1)
+        assert refusal(url, 1000) == (503, "the queue is full")
+        large = {"samples": [{"prompt": "p" * 2**22}]}  # one that is sent all the same is told, too
+        told = httpx.post(f"{url}/score", json=large)
+        assert (told.status_code, told.json()) == (503, {"error": "the queue is full"})
+        GATE.set()
+        assert [p.exception() for p in pending] == [None, None]
+
+
+def test_all_requests_share_one_memory(monkeypatch):
+    """Room for one request of 40 x 50 pixels and a small one: a second is told to come again."""
+    monkeypatch.setattr(reward_server, "MAX_HELD", 10_000)
+    large = Sample(Request("p"), "i", np.full((40, 50, 3), 51, np.uint8))
+    ask = lambda one: one.score([large], floor=0.0, ceiling=1.0)[0]  # noqa: E731
+    with served(gated([])) as url, client(url) as one:
+        first = one.submit(ask, one)
+        assert BUSY.wait(5)
+        with pytest.raises(Failed, match="status 503.*the memory for requests is full"):
+            ask(one)  # whose pixels are too many
+        assert refusal(url, 2000) == (503, "the memory for requests is full")
+        GATE.set()
+        assert first.result() == pytest.approx([0.2])
+        for _ in range(3):  # what was held or refused is given back
+            assert ask(one) == pytest.approx([0.2])
+        for body in (b"garbage" * 100, json.dumps({"samples": [encode(large)] * 3}).encode()):
+            assert httpx.post(f"{url}/score", content=body).status_code in (400, 503)
+        assert ask(one) == pytest.approx([0.2])
+
+
+def test_what_nobody_waits_for_is_given_back(monkeypatch):
+    monkeypatch.setattr(reward_server, "MAX_HELD", 10_000)
+    large = Sample(Request("p"), "i", np.full((40, 50, 3), 51, np.uint8))
+    ask = lambda one: one.score([large], floor=0.0, ceiling=1.0)[0]  # noqa: E731
+    with served(gated([]), patience=0.3) as url, client(url) as one:
+        for _ in range(2):
+            with pytest.raises(Failed, match="status 503"):
+                ask(one)
+        GATE.set()
+        end = time.monotonic() + 20
+        while True:
+            try:
+                assert ask(one) == pytest.approx([0.2])
+                break
+            except Failed:
+                assert time.monotonic() < end
 
 
 def test_one_bad_sample_spoils_its_own_request_alone():
@@ -220,6 +282,29 @@ def test_an_exercise_travels_and_is_judged_as_at_home(scenario):
     assert sent[1]["seed"] == 8 and sent[1]["meta"]["item"]["scenario"] == scenario
     at_home = rewards.REWARDS["miniature_robust"].function(rows)
     assert scorer.score(state, sent) == at_home.tolist() and at_home.max() > 0
+
+
+def test_the_target_of_a_prompt_file_reaches_the_scorer_as_a_picture(tmp_path):
+    """From a line of JSON to what `siglip2` is given, at the size that pictures have in a run."""
+    for n, name in enumerate(("in.png", "out.png")):
+        (tmp_path / name).write_bytes(real.picture(n, size=(80, 64)))
+    line = {"scenario": "edit", "prompt": "make it blue", "images": ["in.png"]}
+    line["reward"] = {"target": "out.png", "description": "a blue cat"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
+    items = prompt_sets.read(prompt_sets.PromptSet("jsonl", str(tmp_path / "a.jsonl")))
+    prompt_sets.check_pictures(items, (48, 48))
+    (data,), _ = prompt_sets.streams(items, size=1, seed=0, picture=(48, 48))
+    (request,) = data[0]
+    drawn = np.full((48, 48, 3), 7, np.uint8)
+    sent = json.dumps({"samples": [encode(Sample(request, "i", drawn))]}).encode()
+    (got,) = reward_server.parse(sent)
+    for shown, name in ((got["meta"]["target"], "out.png"), (got["references"][0], "in.png")):
+        near = images.open_picture(tmp_path / name, near=(48, 48)).image
+        np.testing.assert_array_equal(shown, images.fill(near, (48, 48)))
+    assert not np.array_equal(got["meta"]["target"], got["references"][0])
+    assert got["meta"]["description"] == "a blue cat" and set(got["meta"]) == {
+        *("target", "description"),
+    }
 
 
 def test_an_exercise_that_is_none_is_an_error_of_its_request():

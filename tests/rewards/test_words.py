@@ -62,6 +62,19 @@ def test_reflection_takes_the_nearest_right_repair():
         words.nearest("x", ())
 
 
+def test_reflection_of_what_the_picture_says(monkeypatch):
+    monkeypatch.setattr(words, "read", lambda image: ["Hello wrld"])
+    image = np.zeros((8, 8, 3), np.uint8)
+    rows = [
+        Sample(Request("repair it", meta={"words": ["hello", "World"]}), "i", image),
+        Sample(Request("a sign 'hello'"), "i", image),
+    ]
+    got = words.rate_reflection_words(rows)
+    np.testing.assert_allclose(got, [(1 + 1 - 1 / 5) / 2, 1], atol=1e-5)
+    with pytest.raises(ValueError, match="'p' has no words"):
+        words.rate_reflection_words([Sample(Request("p"), "i", image)])
+
+
 # --- reading ---
 
 

@@ -43,13 +43,13 @@ def read(path: Path) -> list[Task]:
     """Tasks of the prompt files.
 
     Raises:
-      ValueError: when there is no prompt.
+      ValueError: when there is no prompt, or a line is no JSON.
     """
     lines = path / "prompts.jsonl"
-    found = {
-        str(official.field_of(line, "item_id", lines)): official.field_of(line, "prompt", lines)
-        for line in official.records(lines)
-    }
+    found = {}
+    for line in official.objects(lines) if lines.exists() else ():
+        key = str(official.field_of(line, "item_id", lines))
+        found[key] = official.field_of(line, "prompt", lines)
     for file in sorted((path / "prompts").glob("*.txt")):
         found[file.stem] = official.text(file).strip()
     if not found:
@@ -108,12 +108,22 @@ def is_yes(answer: str) -> bool:
     return word == "yes"
 
 
-def score(folder: Path, tasks: Sequence[Task], prompts: Path, tools: Tools) -> Score:
-    """Asks the judge every question of every picture."""
-    client, asked = tools.judge, questions(official.text(prompts / "dpg_bench.csv"))
+def asked_of(prompts: Path, tasks: Sequence[Task]) -> dict[str, list[Question]]:
+    """Questions by prompt, from `dpg_bench.csv`.
+
+    Raises:
+      ValueError: when the file is missing, cannot be read, or has no question for a task.
+    """
+    asked = questions(official.text(prompts / "dpg_bench.csv"))
     missing = [task.key for task in tasks if task.key not in asked]
     if missing:
         raise ValueError(f"--prompts: dpg_bench.csv has no question for {missing[:3]}")
+    return asked
+
+
+def score(folder: Path, tasks: Sequence[Task], prompts: Path, tools: Tools) -> Score:
+    """Asks the judge every question of every picture."""
+    client, asked = tools.judge, asked_of(prompts, tasks)
 
     def ask(path: str, question: Question) -> bool:
         shown = [images.open_picture(folder / path).image]
@@ -151,4 +161,5 @@ BENCHMARK = Benchmark(
     protocol="Mean in percent; published rows were answered by mPLUG-large.",
     published=published.DPG,
     finish=finish,
+    ready=asked_of,
 )

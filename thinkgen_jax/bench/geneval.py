@@ -35,12 +35,8 @@ def read(path: Path) -> list[Task]:
     """
     file = path / PROMPTS if path.is_dir() else path
     tasks = []
-    for number, line in enumerate(official.text(file).splitlines()):
+    for number, meta in enumerate(official.objects(file)):
         where = f"{file}, line {number + 1}"
-        try:
-            meta = json.loads(line)
-        except json.JSONDecodeError as err:
-            raise ValueError(f"--prompts: {where} is no JSON: {err}") from err
         prompt = official.field_of(meta, "prompt", where)
         official.field_of(meta, "tag", where)
         official.field_of(meta, "include", where)

@@ -81,9 +81,22 @@ def aggregate(
     return (float(np.mean(list(parts.values()))) if len(parts) == len(TYPES) else None), parts
 
 
+def words_of(prompts: Path, tasks: Sequence[Task]) -> dict[str, str]:
+    """The judge's words by edit type, from `prompts.json`.
+
+    Raises:
+      ValueError: when the file is missing or has none for a type that is there.
+    """
+    forms = official.load(prompts / "prompts.json", dict)
+    unknown = sorted({task.meta["edit_type"] for task in tasks} - set(forms))
+    if unknown:
+        raise ValueError(f"--prompts: {prompts / 'prompts.json'} has no words for {unknown}")
+    return forms
+
+
 def score(folder: Path, tasks: Sequence[Task], prompts: Path, tools: Tools) -> Score:
     """Asks the judge once an edit and writes what the official steps write."""
-    client, forms = tools.judge, official.load(prompts / "prompts.json", dict)
+    client, forms = tools.judge, words_of(prompts, tasks)
 
     def said(answer: str) -> str:
         found = parse(answer)
@@ -96,9 +109,6 @@ def score(folder: Path, tasks: Sequence[Task], prompts: Path, tools: Tools) -> S
         paths = (task.sources[0], folder / task.paths[0])
         return client.chat(words, [images.open_picture(p).image for p in paths], said)
 
-    unknown = {task.meta["edit_type"] for task in tasks} - set(forms)
-    if unknown:
-        raise ValueError(f"--prompts: {prompts / 'prompts.json'} has no words for {unknown}")
     asks = {task.key: (lambda t=task: ask(t)) for task in tasks}
     answers, about = official.collect(folder, client, asks)
     averages = {key: average(answer) for key, answer in answers.items()}
@@ -118,4 +128,5 @@ BENCHMARK = Benchmark(
     total=737,
     protocol="Mean over nine types, 1 to 5; the leaderboard's judge is gpt-4.1.",
     published=published.IMGEDIT,
+    ready=words_of,
 )

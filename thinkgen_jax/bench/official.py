@@ -78,13 +78,14 @@ class Score(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A row of others: from where, and by which protocol."""
+    """A number of others: with or without thinking, from where, and by which protocol."""
 
     name: str
     overall: float
     parts: dict[str, float]
     source: str
     note: str = ""
+    think: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Benchmark:
       needs: what scoring takes: "judge", "detector" or "reader".
       prepare: writes what lies beside the pictures, before they are drawn.
       finish: writes what is made of the pictures, when all are there.
+      ready: refuses a copy, or a machine, that lacks what scoring these tasks reads.
       total: prompts of the whole benchmark.
       protocol: what must be known to compare numbers.
     """
@@ -110,6 +112,7 @@ class Benchmark:
     published: tuple[Published, ...] = ()
     prepare: Callable[[Path, Sequence[Task]], None] | None = None
     finish: Callable[[Path, Sequence[Task]], None] | None = None
+    ready: Callable[[Path, Sequence[Task]], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,19 +125,31 @@ class Outcome:
     notes: tuple[str, ...] = field(default=())
 
     def table(self) -> str:
-        """Ours first, a row a mode; then what was published, with sources."""
+        """Overall scores without and with thinking, ours above the published ones; then the parts.
+
+        A second table has a line a part, for ours and for those others whose parts are known.
+        """
         found = {mode: score for mode, score in self.scores.items() if score is not None}
-        columns = list(dict.fromkeys(c for score in found.values() for c in score.parts))
-        rows = [
-            (f"ours, {mode}", _cell(s.overall), *(_cell(s.parts.get(c)) for c in columns), "", "")
-            for mode, s in found.items()
-        ]
+        modes = [MODES[False], MODES[True]]
+        ours = (_cell(found[m].overall) if m in found else "" for m in modes)
+        rows: dict[tuple, list[str]] = {("ours", "", ""): list(ours)}
         for one in self.benchmark.published:
-            parts = (_cell(one.parts.get(c)) for c in columns)
-            rows.append((one.name, _cell(one.overall), *parts, one.source, one.note))
-        head = (self.benchmark.title, "overall", *columns, "source", "note")
-        lines = [report.table(head, rows), self.benchmark.protocol, *self.notes]
-        return "\n\n".join(lines)
+            row = rows.setdefault((one.name, one.source, one.note), ["", ""])
+            row[one.think] = _cell(one.overall)
+        head = (self.benchmark.title, *modes, "source", "note")
+        whole = [(name, *row, source, note) for (name, source, note), row in rows.items()]
+        lines = [report.table(head, whole), *self._parts(found)]
+        return "\n\n".join([*lines, self.benchmark.protocol, *self.notes])
+
+    def _parts(self, found: Mapping[str, Score]) -> list[str]:
+        """The table of parts; nothing where there is none."""
+        names = list(dict.fromkeys(name for score in found.values() for name in score.parts))
+        columns = {f"ours, {m}": found[m].parts for m in reversed(MODES.values()) if m in found}
+        for one in self.benchmark.published:
+            if any(name in one.parts for name in names):
+                columns[f"{one.name}, {MODES[True]}" if one.think else one.name] = one.parts
+        rows = [(name, *(_cell(parts.get(name)) for parts in columns.values())) for name in names]
+        return [report.table(("part", *columns), rows)] if rows else []
 
     def summary(self) -> list[dict]:
         """One JSON-able row a mode."""
@@ -173,6 +188,9 @@ def run(
     asked = {"benchmark": benchmark.title, "prompts": digest(tasks)}
     asked["weights"] = weights_of(model.params)  # a run's folder holds others after some steps
     tasks = tasks[:limit] if limit else tasks
+    is_scored = benchmark.needs == "reader" or getattr(tools, benchmark.needs) is not None
+    if is_scored and benchmark.ready is not None:
+        benchmark.ready(prompts, tasks)
     scores, notes, shown = {}, [], []
     for thinks in think:
         folder = out / MODES[thinks]
@@ -185,7 +203,7 @@ def run(
         if benchmark.finish is not None:
             benchmark.finish(folder, tasks)
         scores[MODES[thinks]] = None
-        if benchmark.needs != "reader" and getattr(tools, benchmark.needs) is None:
+        if not is_scored:
             notes.append(f"{folder} holds the pictures; scoring them needs --{benchmark.needs}=URL")
             continue
         scores[MODES[thinks]] = benchmark.score(folder, tasks, prompts, tools)
@@ -290,11 +308,28 @@ def append(path: Path, lines: Sequence[str]) -> None:
 def records(path: Path) -> Iterator[dict]:
     """Whole lines of a JSON lines file; none where there is no file."""
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Not splitlines: answers may hold U+2028 and its like as they are.
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 continue  # cut off by a crash: it is asked for again
+
+
+def objects(path: Path) -> Iterator[dict]:
+    """The lines of a JSON lines file of the user's copy.
+
+    Raises:
+      ValueError: when the file cannot be read or a line is no JSON object.
+    """
+    for number, line in enumerate(text(path).removesuffix("\n").split("\n"), start=1):
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError as err:
+            raise ValueError(f"--prompts: {path}, line {number} is no JSON: {err}") from err
+        if not isinstance(found, dict):
+            raise ValueError(f"--prompts: {path}, line {number} is no object")
+        yield found
 
 
 def collect(
@@ -302,7 +337,9 @@ def collect(
 ) -> tuple[dict[str, Any], dict[str, object]]:
     """Answers by key: those that are there, and those of the questions that were open.
 
-    Where `PATIENCE` questions one behind the other have no answer, nothing more is asked.
+    Where `PATIENCE` questions one behind the other have no answer, nothing more is asked. Answers
+    belong to who gave them, a judge's model or what a detector's server says of itself, wherever it
+    lives.
 
     Args:
       asks: by key, what asks for one answer; JSON-able, `Failed` where it could not be had.
@@ -311,10 +348,10 @@ def collect(
       (answers, who gave them and when).
 
     Raises:
-      ValueError: when the folder holds answers of another judge, or some could not be had; all
-        others are kept.
+      ValueError: when the folder holds answers of another judge, a server does not say what it is,
+        or some answers could not be had; all others are kept.
     """
-    path, who = folder / ANSWERS, client.service.model or ", ".join(client.service.urls)
+    path, who = folder / ANSWERS, client.service.model or _name_of(client)
     kept = {line["key"]: line for line in records(path)}
     others = {line["by"] for line in kept.values()} - {who}
     if others:
@@ -346,6 +383,19 @@ def collect(
     dates = sorted({kept[key]["date"] for key in asks})
     about = {"by": who, "dates": dates if len(dates) < 3 else [dates[0], dates[-1]]}
     return {key: kept[key]["answer"] for key in asks}, about
+
+
+def _name_of(client: Client) -> str:
+    """Name and version of a reward server, as it states them."""
+    urls = ", ".join(client.service.urls)
+    try:
+        about = client.health()[0]
+    except Failed as err:
+        raise ValueError(f"{urls} cannot be asked what it is: {err}") from err
+    said = [about.get(name) for name in ("reward", "version")]
+    if not all(isinstance(one, str) and one for one in said):
+        raise ValueError(f"{urls} states reward and version {said} at /health: want two names")
+    return " ".join(said)
 
 
 def load(path: Path, kind: type) -> Any:

@@ -22,13 +22,13 @@ def _parts(columns: tuple[str, ...], values: str) -> dict[str, float]:
     return dict(zip(columns, map(float, values.split("/")), strict=True)) if values else {}
 
 
-def _row(columns, name, overall, values="", source="", note=""):
-    return Published(name, overall, _parts(columns, values), source, note)
+def _row(columns, name, overall, values="", source="", note="", think=False):
+    return Published(name, overall, _parts(columns, values), source, note, think)
 
 
 GENEVAL = (
-    _row(_TAGS, "ThinkGen, no thinking", 0.88, source="a"),
-    _row(_TAGS, "ThinkGen, thinking", 0.89, source="a"),
+    _row(_TAGS, "ThinkGen", 0.88, source="a"),
+    _row(_TAGS, "ThinkGen", 0.89, source="a", think=True),
     _row(_TAGS, "FLUX.1-dev", 0.66, source="c"),
     _row(_TAGS, "OmniGen2", 0.80, "1.0/.95/.64/.88/.55/.76", "b", ".86 RW"),
     _row(_TAGS, "BAGEL", 0.82, ".99/.94/.81/.88/.64/.63", "b", ".88 RW"),
@@ -37,19 +37,19 @@ GENEVAL = (
 )
 
 WISE = (
-    _row(_WISE, "ThinkGen, no thinking", 0.55, source="a"),
-    _row(_WISE, "ThinkGen, thinking", 0.76, source="a"),
+    _row(_WISE, "ThinkGen", 0.55, source="a"),
+    _row(_WISE, "ThinkGen", 0.76, source="a", think=True),
     _row(_WISE, "FLUX.1-dev", 0.50, ".48/.58/.62/.42/.51/.35", "e"),
     _row(_WISE, "BAGEL", 0.52, ".44/.55/.68/.44/.60/.39", "e"),
-    _row(_WISE, "BAGEL, thinking", 0.70, ".76/.69/.75/.65/.75/.58", "e"),
+    _row(_WISE, "BAGEL", 0.70, ".76/.69/.75/.65/.75/.58", "e", think=True),
     _row(_WISE, "Qwen-Image", 0.62, ".62/.63/.77/.57/.75/.40", "e", ".61 elsewhere"),
     _row(_WISE, "GPT-4o", 0.80, ".81/.71/.89/.83/.79/.74", "e"),
 )
 
 _CVTG = ("NED",)
 CVTG = (
-    _row(_CVTG, "ThinkGen, no thinking", 0.80, source="a"),
-    _row(_CVTG, "ThinkGen, thinking", 0.84, source="a"),
+    _row(_CVTG, "ThinkGen", 0.80, source="a"),
+    _row(_CVTG, "ThinkGen", 0.84, source="a", think=True),
     _row(_CVTG, "FLUX.1-dev", 0.4965, ".6879", "b"),
     _row(_CVTG, "TextCrafter", 0.7370, ".8679", "b", ".76 in a"),
     _row(_CVTG, "Qwen-Image", 0.8288, ".9116", "b"),
@@ -57,8 +57,8 @@ CVTG = (
 )
 
 IMGEDIT = (
-    _row(_IMGEDIT, "ThinkGen, no thinking", 4.14, source="a"),
-    _row(_IMGEDIT, "ThinkGen, thinking", 4.21, source="a"),
+    _row(_IMGEDIT, "ThinkGen", 4.14, source="a"),
+    _row(_IMGEDIT, "ThinkGen", 4.21, source="a", think=True),
     _row(_IMGEDIT, "OmniGen2", 3.44, "3.57/3.06/1.77/3.74/3.20/3.57/4.81/2.52/4.68", "d"),
     _row(_IMGEDIT, "BAGEL", 3.20, source="d", note="3.42 later"),
     _row(_IMGEDIT, "GPT-4o", 4.20, "4.61/4.33/2.90/4.35/3.66/4.57/4.93/3.96/4.89", "d"),
@@ -66,18 +66,18 @@ IMGEDIT = (
 )
 
 RISE = (
-    _row(_RISE, "ThinkGen, no thinking", 3.6, source="a", note=OLD),
-    _row(_RISE, "ThinkGen, thinking", 13.0, source="a", note=OLD),
-    _row(_RISE, "BAGEL, thinking", 11.9, source="d", note=OLD),
+    _row(_RISE, "ThinkGen", 3.6, source="a", note=OLD),
+    _row(_RISE, "ThinkGen", 13.0, source="a", note=OLD, think=True),
+    _row(_RISE, "BAGEL", 11.9, source="d", note=OLD, think=True),
     _row(_RISE, "Gemini-2.0", 13.3, source="d", note=OLD),
-    _row(_RISE, "BAGEL, thinking", 15.8, "11.8/27.8/21.0/1.2", "d"),
+    _row(_RISE, "BAGEL", 15.8, "11.8/27.8/21.0/1.2", "d", think=True),
     _row(_RISE, "GPT-Image-1", 30.0, source="d"),
     _row(_RISE, "GPT-Image-1.5", 51.4, "57.6/62.2/62.0/21.2", "d"),
 )
 
 DPG = (
-    _row((), "ThinkGen, no thinking", 85.14, source="a"),
-    _row((), "ThinkGen, thinking", 85.87, source="a"),
+    _row((), "ThinkGen", 85.14, source="a"),
+    _row((), "ThinkGen", 85.87, source="a", think=True),
     _row((), "OmniGen2", 83.57, source="b"),
     _row((), "BAGEL", 85.07, source="b"),
     _row((), "GPT-4o", 85.15, source="b"),

@@ -85,6 +85,24 @@ def extract(answer: str) -> list[int] | None:
     return None
 
 
+def read_score(answer: str, low: int, high: int) -> int:
+    """The one final score of an answer, in [low, high].
+
+    An answer with several is none: the official script puts the numbers of all aspects in one row,
+    takes them for more aspects, and falls over.
+
+    Raises:
+      ValueError: for an answer without a score, with several, or with one out of range.
+    """
+    found = extract(answer)
+    if not found or len(found) != 1 or not low <= found[0] <= high:
+        raise ValueError(
+            f"the judge gave the final scores {found}, want one from {low} to {high}: "
+            f"{answer[-120:]!r}"
+        )
+    return found[0]
+
+
 def rate(
     category: str, scores: Sequence[int | None], *, has_column: bool = False, free: bool = False
 ) -> tuple[float, int]:
@@ -109,6 +127,11 @@ def rate(
     return total, int(all(one == 5 for one in needed))
 
 
+def bounds_of(category: str) -> tuple[int, int]:
+    """Least and greatest score that a judge may give in a category."""
+    return (0, 1) if category == LOGICAL else (1, 5)
+
+
 def is_set(value: object) -> bool:
     """Whether a cell of the data file says something: not missing, None or NaN."""
     return value is not None and value == value
@@ -127,8 +150,10 @@ def is_free(item: Mapping) -> bool:
 
 def judged(item: Mapping, answers: Mapping[str, str]) -> list[int | None]:
     """Consistency, reasoning, plausibility of an edit from the judge's answers, 1 to 5."""
+    low, high = bounds_of(item["category"])
     found = [
-        extract(answers[n])[0] if n in answers else None for n in ("judge1", "judge2", "judge3")
+        read_score(answers[n], low, high) if n in answers else None
+        for n in ("judge1", "judge2", "judge3")
     ]
     if item["category"] == LOGICAL:
         found = [None if x is None else 4 * min(x, 1) + 1 for x in found]
@@ -161,12 +186,10 @@ def score(folder: Path, tasks: Sequence[Task], prompts: Path, tools: Tools) -> S
     client = tools.judge
 
     def ask(task: Task, words: str, paths: Sequence[Path]) -> str:
-        low, high = (0, 1) if task.meta["category"] == LOGICAL else (1, 5)
+        low, high = bounds_of(task.meta["category"])
 
         def said(answer: str) -> str:
-            found = extract(answer)
-            if not found or not low <= found[0] <= high:
-                raise ValueError(f"the judge gave no final score: {answer[-120:]!r}")
+            read_score(answer, low, high)
             return answer
 
         shown = [_shrunk(path) for path in paths]
@@ -182,8 +205,8 @@ def score(folder: Path, tasks: Sequence[Task], prompts: Path, tools: Tools) -> S
     for key, answer in answers.items():
         index, _, name = key.rpartition("/")
         said[index][name] = answer
+    overall, parts = aggregate(tasks, said)  # refuses what the official script falls over
     write_answers(folder, tasks, said)
-    overall, parts = aggregate(tasks, said)
     about = {"judge": about["by"], "dates": about["dates"], "rubric": "ours", "edits": len(tasks)}
     return Score(overall if len(tasks) == BENCHMARK.total else None, parts, about)
 

@@ -38,6 +38,7 @@ TOKENS = 2000
 LINE = re.compile(
     r"\*{0,2}(Consistency|Realism|Aesthetic Quality)\*{0,2}\s*:?\*{0,2}\s*(\d)", re.IGNORECASE
 )
+VERIFIED = re.compile(r"\bScore\*{0,2}\s*:\*{0,2}\s*([01])\b", re.IGNORECASE)
 
 
 def read(path: Path) -> list[Task]:
@@ -73,6 +74,16 @@ def parse(answer: str) -> dict[str, float]:
     return {}
 
 
+def parse_verified(answer: str) -> float | None:
+    """The binary score of an answer under the verified protocol, None where it says none.
+
+    A line "Score: 0" or "Score: 1", bold or not, or the digit alone; what was thought is no answer.
+    """
+    said = re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL).strip()
+    found = VERIFIED.search(said) or re.fullmatch("([01])", said)
+    return float(found[1]) if found else None
+
+
 def wiscore(consistency: float, realism: float, aesthetic: float) -> float:
     """The weighted score of a picture, in [0, 1]."""
     return float(np.dot(WEIGHTS, (consistency, realism, aesthetic)) / 2)
@@ -97,13 +108,22 @@ def aggregate(rows: Sequence[dict]) -> tuple[float | None, dict[str, float]]:
     return sum(CATEGORIES[name][1] * mean for name, mean in parts.items()), parts
 
 
-def score(folder: Path, tasks: Sequence[Task], prompts: Path, tools: Tools) -> Score:
-    """Asks the judge once a picture and writes `scores.jsonl`."""
-    client, system = tools.judge, official.text(prompts / "judge_system.txt")
-    form = official.text(prompts / "judge_prompt.txt")
+def words_of(prompts: Path, tasks: Sequence[Task]) -> tuple[str, str]:
+    """What the judge is told and asked, from `judge_system.txt` and `judge_prompt.txt`.
+
+    Raises:
+      ValueError: when one is missing, or the question has no place for prompt or explanation.
+    """
+    system, form = (official.text(prompts / f"judge_{x}.txt") for x in ("system", "prompt"))
     for place in ("{PROMPT}", "{EXPLANATION}"):
         if place not in form:
             raise ValueError(f"--prompts: {prompts / 'judge_prompt.txt'} has no {place}")
+    return system, form
+
+
+def score(folder: Path, tasks: Sequence[Task], prompts: Path, tools: Tools) -> Score:
+    """Asks the judge once a picture and writes `scores.jsonl`."""
+    client, (system, form) = tools.judge, words_of(prompts, tasks)
 
     def said(answer: str) -> str:
         found = parse(answer)
@@ -138,4 +158,5 @@ BENCHMARK = Benchmark(
     total=1000,
     protocol="Published rows: judge gpt-4o-2024-05-13; other judges give other numbers.",
     published=published.WISE,
+    ready=words_of,
 )

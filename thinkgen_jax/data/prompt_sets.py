@@ -7,8 +7,10 @@
              (`problem`, `answer`), pictures in `images`
   jsonl      ours: `{"id", "scenario", "prompt", "images", "reward"}`
 
-An item's `reward` holds everything its reward needs; readers pass it on and do not look into it.
-Prompts that an evaluation asks as well are taken out, and a report says which.
+An item's `reward` holds everything its reward needs; readers pass it on and do not look into it,
+but for `target`, the picture that would be right: a path as those of `images` are, which rewards
+see opened in `meta["target"]`. Prompts that an evaluation asks as well are taken out, and a report
+says which.
 
 Source: formats: geneval, flow_grpo, verl and EasyR1 repositories; mix: the paper's five scenarios.
 """
@@ -50,7 +52,7 @@ class PromptItem:
       scenario: what kind of task it is; decides the stream and the reward.
       prompt: what the user says.
       images: pictures that come with it.
-      reward: what the rewards want to know.
+      reward: what the rewards want to know; its `target`, if any, is a picture.
       tag: finer kind inside the scenario, "" without.
     """
 
@@ -60,6 +62,12 @@ class PromptItem:
     images: tuple[Blob, ...] = ()
     reward: Mapping = field(default_factory=dict)
     tag: str = ""
+
+    @property
+    def pictures(self) -> tuple[Blob, ...]:
+        """Every picture of the item: those that come with it, and the target."""
+        target = self.reward.get("target")
+        return self.images if target is None else (*self.images, target)
 
 
 @dataclass(frozen=True)
@@ -126,13 +134,16 @@ def _item(fields: Mapping, name: str, root: Path) -> PromptItem:
     if not isinstance(reward, Mapping):
         raise ValueError(f"reward is {reward!r}, want an object")
     blobs = tuple(_picture(value, root) for value in pictures)
+    reward = {key: value for key, value in reward.items() if key != "target" or value is not None}
+    if "target" in reward:
+        reward["target"] = _picture(reward["target"], root)
     own = fields.get("id")
     return PromptItem(
         name if own is None else str(own),
         scenario,
         prompt.strip(),
         blobs,
-        dict(reward),
+        reward,
         str(fields.get("tag") or ""),
     )
 
@@ -235,15 +246,22 @@ def normal(prompt: str) -> str:
 
 
 def asked(path: str | Path) -> list[str]:
-    """Prompts of an evaluation: lines of text, or every `prompt` of a JSON or JSONL file.
+    """Prompts of an evaluation, which are one of
+      lines of a text file
+      every `prompt` or `instruction` of a JSON or JSONL file (RISEBench says the latter)
+      a folder of .txt files, or one that has them in `prompts/`, a prompt a file (DPG-Bench)
 
     Raises:
-      ValueError: when there is no such file, or no prompt in it.
+      ValueError: when there is no such file or folder, or no prompt in it.
     """
     path = Path(path)
-    if not path.is_file():
+    if path.is_dir():
+        files_ = sorted(path.glob("*.txt")) or sorted((path / "prompts").glob("*.txt"))
+        found = [" ".join(line for _, line in _lines(file)) for file in files_]
+        found = [prompt for prompt in found if prompt]
+    elif not path.is_file():
         raise ValueError(f"evaluation prompts {path} do not exist")
-    if path.suffix == ".jsonl":
+    elif path.suffix == ".jsonl":
         found = [prompt for _, fields in _objects(path) for prompt in _prompts(fields)]
     elif path.suffix == ".json":
         found = list(_prompts(files.parse(path.read_bytes())))
@@ -257,7 +275,7 @@ def asked(path: str | Path) -> list[str]:
 def _prompts(node) -> Iterator[str]:
     if isinstance(node, dict):
         for key, child in node.items():
-            if key.lower() == "prompt" and isinstance(child, str):
+            if key.lower() in ("prompt", "instruction") and isinstance(child, str):
                 yield child
             else:
                 yield from _prompts(child)
@@ -342,7 +360,7 @@ def check_pictures(items: Sequence[PromptItem], size: tuple[int, int] | None = N
     bad = []
     for item in items:
         try:
-            for blob in item.images:
+            for blob in item.pictures:
                 found = records.measure(blob)
                 if size is not None and (found[0] < size[0] or found[1] < size[1]):
                     raise ValueError(f"a picture of {found} is smaller than {size}")
@@ -392,21 +410,15 @@ def write(path: str | Path, items: Sequence[PromptItem]) -> None:
     path = Path(path)
     lines = []
     for item in items:
-        shown = []
-        for blob in item.images:
-            if not isinstance(blob, Path):
-                raise ValueError(f"{item.id}: pictures inside a table cannot be written as paths")
-            try:
-                shown.append(str(blob.resolve().relative_to(path.parent.resolve())))
-            except ValueError:
-                raise ValueError(f"{item.id}: {blob} is not below {path.parent}") from None
+        named = [_relative(blob, path.parent, item.id) for blob in item.pictures]
+        shown, target = named[: len(item.images)], named[len(item.images) :]
         fields = {
             "id": item.id,
             "scenario": item.scenario,
             "tag": item.tag,
             "prompt": item.prompt,
             "images": shown,
-            "reward": dict(item.reward),
+            "reward": {**item.reward, **({"target": target[0]} if target else {})},
         }
         lines.append(json.dumps(fields, ensure_ascii=False))
     part = path.with_suffix(".part")
@@ -414,11 +426,20 @@ def write(path: str | Path, items: Sequence[PromptItem]) -> None:
     part.replace(path)
 
 
+def _relative(blob: Blob, folder: Path, name: str) -> str:
+    if not isinstance(blob, Path):
+        raise ValueError(f"{name}: pictures inside a table cannot be written as paths")
+    try:
+        return str(blob.resolve().relative_to(folder.resolve()))
+    except ValueError:
+        raise ValueError(f"{name}: {blob} is not below {folder}") from None
+
+
 # --- requests ---
 
 
 def request(item: PromptItem, *, seed: int = 0, size: tuple[int, int] | None = None) -> Request:
-    """A request as a user would make it; its item is in `meta`.
+    """A request as a user would make it; its item is in `meta`, and its target as a picture.
 
     Args:
       size: (height, width) that pictures are brought to, so that a batch has one; None leaves them.
@@ -427,12 +448,16 @@ def request(item: PromptItem, *, seed: int = 0, size: tuple[int, int] | None = N
       ValueError: when a picture cannot be opened, or is smaller than `size`.
     """
     try:
-        opened = [images.open_picture(records.load(blob), near=size).image for blob in item.images]
+        opened = [
+            images.open_picture(records.load(blob), near=size).image for blob in item.pictures
+        ]
         if size is not None:
             opened = [images.fill(image, size) for image in opened]
     except ValueError as err:
         raise ValueError(f"prompt {item.id}: {err}") from err
-    return Request(item.prompt, tuple(opened), "draw", True, None, seed, {"item": item})
+    shown, target = opened[: len(item.images)], opened[len(item.images) :]
+    meta = {"item": item, **({"target": target[0]} if target else {})}
+    return Request(item.prompt, tuple(shown), "draw", True, None, seed, meta)
 
 
 def streams(

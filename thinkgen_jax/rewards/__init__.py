@@ -67,6 +67,9 @@ REWARDS = {
     "word_ned": Reward(words.rate_ned, sees=QUOTED, version=words.reader),
     "ocr": Reward(words.rate_ocr, sees='the prompt\'s text in "..."', version=words.reader),
     "reflection_ned": Reward(words.rate_reflection, sees="the instruction and meta['repairs']"),
+    "reflection_ned_ocr": Reward(
+        words.rate_reflection_words, sees=f"meta['words'], else {QUOTED}", version=words.reader
+    ),
     "geneval": Reward(None, sees=ASKED, asked=geneval.rate),  # half score, half strict
     "geneval_score": Reward(None, sees=ASKED, asked=partial(geneval.rate, strict_weight=0.0)),
     "geneval_strict": Reward(None, sees=ASKED, asked=partial(geneval.rate, strict_weight=1.0)),

@@ -9,7 +9,9 @@ Rewards, all of the quoted words of the prompt and in [0, 1]:
   ocr            Flow-GRPO's: edit distance of all that was read to the text in double quotes
 
 and of what was written instead of drawn:
-  reflection_ned how near the repair instruction is to a right one, `meta["repairs"]`
+  reflection_ned how near the repair instruction is to a right one, `meta["repairs"]`; by another
+                 reading, `reflection_ned_ocr`, how near what the repaired picture says is to the
+                 words that it should say
 
 * Text is read by RapidOCR (PP-OCR on onnxruntime; its models come inside the wheel), an optional
   extra. It is not the reader of the benchmark (PaddleOCR 2): every result names the reader.
@@ -24,7 +26,7 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -119,6 +121,11 @@ def nearness(target: str, lines: Sequence[str]) -> float:
     return 1 - distance / len(target)
 
 
+def distance(a: str, b: str) -> int:
+    """Edit distance of two strings."""
+    return Levenshtein.distance(a, b)
+
+
 def similarity(a: str, b: str) -> float:
     """1 - edit distance over the longer length; 1 for two empty strings."""
     return Levenshtein.normalized_similarity(a, b)
@@ -200,6 +207,19 @@ def rate_ocr(samples: Sequence[Sample]) -> np.ndarray:
     return np.asarray([nearness(quoted(s.request.prompt), _lines(s)) for s in samples], np.float32)
 
 
+def rate_reflection_words(samples: Sequence[Sample]) -> np.ndarray:
+    """CVTG-2K NED of every repaired picture, float32 [N].
+
+    Wanted are the words of `meta["words"]`; without them those that the prompt quotes.
+    """
+
+    def of(sample: Sample) -> list[str]:
+        said = facts.of(sample.request).get("words")
+        return wanted(sample.request.prompt) if said is None else split(said)
+
+    return _rate(samples, lambda words, lines: match(words, lines).ned, of)
+
+
 def rate_reflection(samples: Sequence[Sample]) -> np.ndarray:
     """How near every instruction is to a right repair, float32 [N]."""
     rights = [facts.of(s.request).get("repairs", ()) for s in samples]
@@ -207,10 +227,10 @@ def rate_reflection(samples: Sequence[Sample]) -> np.ndarray:
     return np.asarray(found, np.float32)
 
 
-def _rate(samples: Sequence[Sample], rule) -> np.ndarray:
+def _rate(samples: Sequence[Sample], rule: Callable, of: Callable | None = None) -> np.ndarray:
     out = []
     for sample in samples:
-        words = wanted(sample.request.prompt)
+        words = wanted(sample.request.prompt) if of is None else of(sample)
         if not words:
             raise ValueError(f"{sample.request.prompt!r} has no words between single quotes")
         out.append(rule(words, _lines(sample)))
