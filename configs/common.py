@@ -164,6 +164,7 @@ def corpus(pixels: int, *, length: int, sources: dict[str, dict] | None = None) 
         length=length,  # tokens of a row
         clean=0.5,  # share of captions without "The image shows " and its like. OmniGen2
         broken=0.01,  # share of records that may be unusable; a guess
+        small=0.5,  # share that may be left out as smaller than every shape; a guess
         encoded=placeholder(str),  # folder made by thinkgen_jax/precompute.py, read instead of all
     )
 

@@ -256,7 +256,8 @@ def _flow(plan: SftPlan, setup: Setup) -> Phase:
     parts = setup.parts
     data, tokens = _flow_data(plan, setup)
     if isinstance(data, feeding.Feed):
-        logs.note(data.about)
+        for line in data.about:
+            logs.note(line)
     step = flow_sft.make_step(
         parts.dit,
         parts.encoder,

@@ -57,7 +57,7 @@ DTYPE = flags.DEFINE_enum(
 
 
 # Fields of a corpus that say nothing about an element; `content` stands for the sources.
-FREE = ("sources", "broken")
+FREE = ("sources", "broken", "small")
 
 
 class Task(NamedTuple):
@@ -107,6 +107,8 @@ def encode(config: ConfigDict, out: Path, *, batch: int, shard: int, dtype: str)
         opened = corpus.open_corpus(
             plan.corpus, multiple=corpus.multiple_of(side), batch=plan.batch
         )
+        for line in corpus.left_out(opened):
+            log.info(line)
         tasks, shares = _tasks(opened, shard)
         frame = len(built.text.pseudo(""))
         short = flow_sft.shortened(built.encoder, plan.corpus.length, frame=frame)

@@ -17,7 +17,14 @@ FOLDER = Path(__file__).parent / "vectors"
 CVTG = json.loads((FOLDER / "cvtg.json").read_text())["cases"]
 FLOW = json.loads((FOLDER / "flow_grpo_ocr.json").read_text())["cases"]
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
-SHOWN = ("OPEN", "COFFEE", "STOP", "PIZZA", "MUSIC", "GARDEN", "MARKET", "TAXI")
+SHOWN = ("COFFEE", "PIZZA", "GARDEN", "TAXI", "EXIT", "BOX", "LIBRARY", "HOSPITAL")
+# (side of the picture, font size, share of words read) in pixels, measured once over 16 words: the
+# ends of every range that is read whole, and where it is not.
+READ = (
+    *((64, 5, 0.5), (64, 6, 0.69), (64, 7, 1.0), (64, 8, 0.94), (64, 10, 1.0), (64, 14, 1.0)),
+    *((128, 6, 0.75), (128, 8, 1.0), (128, 12, 1.0), (256, 8, 1.0), (256, 12, 1.0)),
+    *((512, 8, 0.88), (512, 10, 1.0), (512, 48, 1.0)),
+)
 
 
 @pytest.mark.parametrize("case", CVTG, ids=lambda case: " ".join(case["ocr_lines"]))
@@ -83,11 +90,16 @@ def rapid():
     pytest.importorskip("rapidocr", reason=f"RapidOCR is not installed ({words.EXTRA})")
 
 
+def extent(text, size):
+    """Left, top, right and bottom of a word drawn at the origin."""
+    return ImageFont.truetype(str(FONT), size).getbbox(text)
+
+
 def shown(text, canvas, size, seed, ink="black", ground="white"):
     """A word at a random place."""
     image = Image.new("RGB", (canvas, canvas), ground)
     draw, font = ImageDraw.Draw(image), ImageFont.truetype(str(FONT), size)
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    left, top, right, bottom = extent(text, size)
     rng = random.Random(seed)
     x = rng.randint(2, canvas - (right - left) - 2) - left
     y = rng.randint(2, canvas - (bottom - top) - 2) - top
@@ -95,10 +107,14 @@ def shown(text, canvas, size, seed, ink="black", ground="white"):
     return np.asarray(image)
 
 
-@pytest.mark.parametrize(("canvas", "size", "count"), [(64, 10, 8), (128, 12, 8), (256, 16, 6)])
-def test_reads_words_of_ordinary_size(rapid, canvas, size, count):
-    got = [words.read(shown(text, canvas, size, n)) for n, text in enumerate(SHOWN[:count])]
-    assert got == [[text] for text in SHOWN[:count]]
+@pytest.mark.parametrize(("canvas", "size", "share"), READ)
+def test_reads_words_of_all_sizes(rapid, canvas, size, share):
+    """Words that fit: one may be misread where all were, three more where some were."""
+    texts = [text for text in SHOWN if extent(text, size)[2] < canvas - 4]
+    got = [words.read(shown(text, canvas, size, n)) for n, text in enumerate(texts)]
+    right = sum(lines == [text] for lines, text in zip(got, texts, strict=True))
+    allowed = 1 if share == 1 else 3
+    assert right >= round(share * len(texts)) - allowed, got
 
 
 def test_reads_large_pictures_and_colours_and_nothing_in_nothing(rapid):
@@ -110,7 +126,7 @@ def test_reads_large_pictures_and_colours_and_nothing_in_nothing(rapid):
 def test_flags_of_an_earlier_call_do_not_stay(rapid):
     """RapidOCR remembers `use_det=False`, and would then read the whole picture as one line."""
     image = shown("COFFEE", 128, 12, 3)
-    engine, _ = words._engine()
+    engine, _ = words._engine(words.SIDES[1])
     engine(image, use_det=False, use_cls=False, use_rec=True)
     assert words.read(image) == ["COFFEE"]
 

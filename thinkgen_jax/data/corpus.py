@@ -8,14 +8,13 @@ in `feeding.py`.
 * A source's weight is the share of records that come from it.
 * A record that cannot be used is skipped, counted and listed; more than the share `broken` of all
   records stop the run.
+* A record whose pictures are smaller than every shape is a good one that is left out, for none is
+  enlarged; it counts towards the share `small` alone.
 """
 
 import contextlib
 import math
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 
 from thinkgen_jax.data import buckets, images, packed, records
 from thinkgen_jax.data.buckets import Group
-from thinkgen_jax.data.files import JsonLines, Pictures, Where, cached
+from thinkgen_jax.data.files import JsonLines, Pictures, Where, cached, spread
 from thinkgen_jax.data.records import Record
 from thinkgen_jax.data.shards import ArrayRecords, Tables, Tars, Tfds
 
@@ -46,7 +45,7 @@ KINDS = {  # what files of these suffixes are
 NAMED = ("parquet", "tfds")  # kinds whose fields have names of their own
 MULTIPLE = 16  # sides of shapes, whatever less a system asks for; source: OmniGen2
 MANY = 20_000  # records that one process measures at a time
-SHOWN = 10  # broken records that an error lists
+SHOWN = 10  # broken or small records that an error or a line of the log lists
 SIDES = 2 * (1 + records.MAX_REFERENCES)  # of all pictures of a record
 
 
@@ -96,6 +95,7 @@ class Corpus:
       length: tokens of a row; longer instructions are cut.
       clean: share of captions that lose a leading "The image shows " and its like.
       broken: share of records that may be unusable before the run stops.
+      small: share of records that may be left out because a picture is smaller than every shape.
       encoded: folder of what `precompute.py` made of such a corpus; it is read instead of sources.
     """
 
@@ -106,6 +106,7 @@ class Corpus:
     length: int = 888
     clean: float = 0.5
     broken: float = 0.01
+    small: float = 0.5
     encoded: str | None = None
 
     def __post_init__(self) -> None:
@@ -117,7 +118,7 @@ class Corpus:
             raise ValueError(
                 f"references = {self.references}, length = {self.length}: must be above 0"
             )
-        for name in ("clean", "broken"):
+        for name in ("clean", "broken", "small"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must lie in [0, 1]")
 
@@ -130,6 +131,7 @@ class Opened(NamedTuple):
     groups: list[Group]
     shares: np.ndarray  # of every group and source in the records that are drawn, sum 1
     broken: dict[str, str]  # id -> reason
+    small: np.ndarray  # numbers of the records that are left out, int64, sorted
 
 
 # --- opening ---
@@ -193,7 +195,8 @@ def open_corpus(corpus: Corpus, *, multiple: int, batch: int) -> Opened:
       batch: rows of a global batch.
 
     Raises:
-      ValueError: when a source cannot be opened, or too many records are broken.
+      ValueError: when a source cannot be opened, nothing of it is left, or too many records are
+        broken or too small.
       PermissionError: when a record names a file outside its root.
     """
     found = tuple(map(open_source, corpus.sources))
@@ -210,12 +213,11 @@ def open_corpus(corpus: Corpus, *, multiple: int, batch: int) -> Opened:
         scales=corpus.scales,
         batch=batch,
     )
-    for row in good[small]:
-        source, index = _locate(firsts, int(row))
-        broken[found[source].name(index)] = "a picture is smaller than the smallest shape"
     check_broken(broken, firsts[-1], corpus.broken)
+    small = good[small]
+    _check_small(corpus, firsts, small)
     groups = [Group(g.target, g.reference, g.pictures, good[g.rows]) for g in groups]
-    return Opened(found, firsts, groups, _shares(corpus, firsts, groups), broken)
+    return Opened(found, firsts, groups, _shares(corpus, firsts, groups), broken, small)
 
 
 def measured(source, broken: dict[str, str]) -> np.ndarray:
@@ -243,14 +245,9 @@ def label(source, index: int, record: Record | None) -> str:
 
 def _measure_all(source, many: int = MANY) -> np.ndarray:
     """Sizes of all pictures; of more than `many` records by processes, one a core."""
-    count, cores = len(source), os.cpu_count() or 1
-    if count <= many or cores == 1:
-        return _measure_some(source, range(count))
+    count = len(source)
     cuts = [range(first, min(first + many, count)) for first in range(0, count, many)]
-    # Spawned: a fork of a process with threads, as one with a device has, may hang.
-    how = dict(mp_context=multiprocessing.get_context("spawn"))
-    with ProcessPoolExecutor(min(cores, len(cuts)), **how) as pool:
-        return np.concatenate(list(pool.map(partial(_measure_some, source), cuts)))
+    return np.concatenate(spread(partial(_measure_some, source), cuts, alone=len(cuts) == 1))
 
 
 def _measure_some(source, rows: range) -> np.ndarray:
@@ -295,10 +292,21 @@ def parts(firsts: Sequence[int], group: Group) -> list[np.ndarray]:
     ]
 
 
-def _locate(firsts: Sequence[int], row: int) -> tuple[int, int]:
-    """Source and number inside it of a record."""
-    source = int(np.searchsorted(firsts, row, side="right")) - 1
-    return source, row - firsts[source]
+def _check_small(corpus: Corpus, firsts: Sequence[int], small: np.ndarray) -> None:
+    """Refuses a corpus of which too much, or all of a source, is smaller than every shape."""
+    counts = np.histogram(small, firsts)[0]
+    remedy = (
+        "are smaller than the smallest shape; lower "
+        f"corpus.pixels = {corpus.pixels} or the least of corpus.scales = {corpus.scales}"
+    )
+    for source, count, size in zip(corpus.sources, counts, np.diff(firsts), strict=True):
+        if count == size:
+            raise ValueError(f"corpus.sources: all {count} records of {source.path} {remedy}")
+    if len(small) > corpus.small * firsts[-1]:
+        raise ValueError(
+            f"{len(small)} of {firsts[-1]} records {remedy}, or raise corpus.small = "
+            f"{corpus.small}, the share that may be left out"
+        )
 
 
 def check_broken(broken: Mapping[str, str], total: int, limit: float) -> None:
@@ -326,6 +334,22 @@ def describe(opened: Opened) -> str:
     rest = f" and {len(shapes) - SHOWN} more" if len(shapes) > SHOWN else ""
     listed = ", ".join(shapes[:SHOWN])
     return f"{opened.firsts[-1]} records in {len(shapes)} shapes: {listed}{rest}"
+
+
+def left_out(opened: Opened) -> list[str]:
+    """Lines for the log, one where records are too small for every shape and none otherwise."""
+    if not len(opened.small):
+        return []
+    names = []
+    for row in opened.small[:SHOWN].tolist():
+        source = int(np.searchsorted(opened.firsts, row, side="right")) - 1
+        names.append(opened.sources[source].name(row - opened.firsts[source]))
+    more = len(opened.small) - len(names)
+    rest = f" and {more} more" if more else ""
+    return [
+        f"left out {len(opened.small)} of {opened.firsts[-1]} records with a picture smaller than "
+        f"the smallest shape: {', '.join(names)}{rest}"
+    ]
 
 
 def multiple_of(side: int) -> int:

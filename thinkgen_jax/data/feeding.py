@@ -236,7 +236,8 @@ class Feed:
         self.total, self.limit = opened.firsts[-1], limit
         self.known = dict(opened.broken)  # found at opening: not part of the position
         self.found: dict[str, str] = {}
-        self.content, self.about = content(opened), corpus.describe(opened)
+        self.content = content(opened)
+        self.about = [corpus.describe(opened), *corpus.left_out(opened)]  # lines for the log
         self._news = list(opened.broken.items())
 
     def __next__(self):

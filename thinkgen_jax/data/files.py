@@ -12,8 +12,11 @@ the call that opened it.
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,9 @@ from thinkgen_jax.data import records
 from thinkgen_jax.data.records import Record
 
 PIECES, PIECE = 16, 4096  # of a file, evenly spaced, and their bytes: what its content is told by
+MANY_BYTES = 2**30  # of files that one process looks through for records
+# Where one line lies; four bytes suffice to count files and the lines of one.
+LINE = np.dtype([("file", "u4"), ("line", "u4"), ("offset", "i8"), ("length", "i8")])
 
 
 @dataclass(frozen=True)
@@ -114,27 +120,94 @@ def names_of(
     return key, content_of(key, kind, held, *more)
 
 
-def cached(key: str, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+def cached(
+    key: str, name: str, make: Callable[[], np.ndarray], dtype: np.dtype | None = None
+) -> np.ndarray:
     """An array that is made once and then mapped from the user's cache folder.
 
     Where the folder cannot be written, it is made each time.
+
+    Args:
+      dtype: of its elements; an array of others, as an older version wrote it, is made anew.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(base) / "thinkgen_jax" / "sources" / key / f"{name}.npy"
-    if not path.exists():
-        array = make()
-        part = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                np.save(file, array)
-            part.replace(path)  # whole or not at all, whoever else writes it
-        except OSError:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)  # of a disk that is full
-            return array
-    # An empty array cannot be mapped.
-    return np.load(path, mmap_mode="r") if path.stat().st_size > 2**16 else np.load(path)
+    found = _mapped(path, dtype)
+    if found is not None:
+        return found
+    made = make()
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.save(file, made)
+        part.replace(path)  # whole or not at all, whoever else writes it
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)  # of a disk that is full
+        return made
+    found = _mapped(path, dtype)  # what was made need not stay in memory
+    return made if found is None else found
+
+
+def _mapped(path: Path, dtype: np.dtype | None) -> np.ndarray | None:
+    """An array of the cache; None where there is none, a damaged one or one of other elements."""
+    try:
+        # An empty array cannot be mapped.
+        found = np.load(path, mmap_mode="r") if path.stat().st_size > 2**16 else np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if dtype is None or found.dtype == dtype else None
+
+
+def spread(work: Callable, parts: Sequence, *, alone: bool) -> list:
+    """Results of `work` on every part, in order; by processes, one a core, unless `alone`."""
+    cores = min(os.cpu_count() or 1, len(parts))
+    if alone or cores < 2:
+        return list(map(work, parts))
+    # Spawned: a fork of a process with threads, as one with a device has, may hang.
+    how = dict(mp_context=multiprocessing.get_context("spawn"))
+    with ProcessPoolExecutor(cores, **how) as pool:
+        return list(pool.map(work, parts))
+
+
+def index_files(find: Callable[[Path], np.ndarray], paths: Sequence[Path]) -> np.ndarray:
+    """What `find` tells of every file, one behind the other, with the file's number as "file".
+
+    Many bytes are looked through by processes, a file each at a time.
+
+    Args:
+      find: of the top level of a module; its arrays have named fields, "file" among them.
+    """
+    few = sum(path.stat().st_size for path in paths) <= MANY_BYTES
+    found = spread(find, paths, alone=few)
+    for number, rows in enumerate(found):
+        rows["file"] = number
+    return np.concatenate(found)
+
+
+def of_columns(dtype: np.dtype, **values: array) -> np.ndarray:
+    """An array with named fields of its columns; those that are not given stay 0."""
+    out = np.zeros(len(next(iter(values.values()))), dtype)
+    for name, column in values.items():
+        out[name] = column
+    return out
+
+
+def lines(path: Path) -> np.ndarray:
+    """Lines of a file that are not blank, `LINE` [N] without the file's number.
+
+    They are gathered as numbers and not as tuples, which take ten times the memory.
+    """
+    numbers, offsets, lengths, offset = array("I"), array("q"), array("q"), 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.isspace():
+                numbers.append(number)
+                offsets.append(offset)
+                lengths.append(len(line))
+            offset += len(line)
+    return of_columns(LINE, line=numbers, offset=offsets, length=lengths)
 
 
 class JsonLines:
@@ -151,30 +224,21 @@ class JsonLines:
         roots = [where.root or path.parent for path in self.paths]
         self.roots = [Path(root) for root in roots]
         self.key, self.content = names_of("jsonl", by_name(self.paths), beside=self.roots)
-        self._places = cached(self.key, "lines", self._find)
+        self._places = cached(self.key, "lines", self._find, LINE)
 
     def _find(self) -> np.ndarray:
-        """(file, offset, length, line number) of every line that is not blank, int64 [N, 4]."""
-        rows = []
-        for number, path in enumerate(self.paths):
-            offset = 0
-            with path.open("rb") as file:
-                for line_number, line in enumerate(file, start=1):
-                    if line.strip():
-                        rows.append((number, offset, len(line), line_number))
-                    offset += len(line)
-        return np.asarray(rows, np.int64).reshape(-1, 4)
+        return index_files(lines, self.paths)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def name(self, index: int) -> str:
         """File and line of a record."""
-        number, _, _, line = self._places[index]
+        number, line, *_ = self._places[index].item()
         return f"{self.paths[number].name}:{line}"
 
     def __getitem__(self, index: int) -> Record:
-        number, offset, length, _ = map(int, self._places[index])
+        number, _, offset, length = self._places[index].item()
         line = records.read(records.Span(self.paths[number], offset, length), length)
         return records.from_fields(parse(line), self.name(index), self.roots[number])
 

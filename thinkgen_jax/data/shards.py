@@ -18,6 +18,7 @@ import bisect
 import json
 import re
 import tarfile
+from array import array
 from collections import OrderedDict
 from itertools import groupby
 from pathlib import Path
@@ -28,13 +29,26 @@ import pyarrow.parquet as pq
 from array_record.python import array_record_data_source
 
 from thinkgen_jax.data import packed, records
-from thinkgen_jax.data.files import Where, by_name, cached, listed, names_of, parse
+from thinkgen_jax.data.files import (
+    Where,
+    by_name,
+    cached,
+    index_files,
+    listed,
+    names_of,
+    of_columns,
+    parse,
+)
 from thinkgen_jax.data.records import Record, Span
 
 FIELDS, CAPTION, TARGET, REFERENCE = 0, 1, 2, 3  # what a member of a tar is; references count on
 GROUP_BYTES = 2**30  # largest row group of a Parquet file, all of which is read for one row
 NEEDED = ("instruction", "output_image")  # others may be missing, unless `columns` names them
 GROUPS_HELD = 4  # row groups of a Parquet source that are kept decoded
+# Where a member of a tar lies, and which sample of which file it is of, counted in the file.
+MEMBER = np.dtype(
+    [("file", "u4"), ("sample", "u4"), ("kind", "u2"), ("offset", "i8"), ("length", "i8")]
+)
 
 
 class Tars:
@@ -49,35 +63,32 @@ class Tars:
         self.where = where
         self.paths = listed(where, (".tar",))
         self.key, self.content = names_of("tar", by_name(self.paths))
-        self._members = cached(self.key, "members", self._find)
-        samples = self._members[:, :2]
-        new = np.ones(len(samples), bool)
-        new[1:] = (samples[1:] != samples[:-1]).any(axis=1)
-        self._starts = np.append(np.flatnonzero(new), len(samples))
+        self._members = cached(self.key, "members", self._find, MEMBER)
+        self._starts = cached(self.key, "starts", self._begin, np.dtype("i8"))
 
     def _find(self) -> np.ndarray:
-        """(file, sample, kind, offset, length) of every member, int64 [M, 5], in file order."""
-        rows = []
-        for number, path in enumerate(self.paths):
-            try:
-                with tarfile.open(path, "r:") as tar:
-                    for sample, (_, group) in enumerate(groupby(_files(tar), lambda m: m[0])):
-                        rows += [(number, sample, *member) for _, *member in group]
-            except tarfile.TarError as err:
-                raise ValueError(f"{path} is no plain tar file: {err}") from err
-        return np.asarray(rows, np.int64).reshape(-1, 5)
+        return index_files(members, self.paths)
+
+    def _begin(self) -> np.ndarray:
+        """Where the members of every sample begin, and where the last one's end, int64 [N + 1]."""
+        new = np.ones(len(self._members), bool)
+        new[1:] = False
+        for part in ("file", "sample"):
+            values = self._members[part]
+            new[1:] |= values[1:] != values[:-1]
+        return np.append(np.flatnonzero(new), len(new))
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
     def name(self, index: int) -> str:
         """File and number of a sample."""
-        number, sample = self._members[self._starts[index], :2]
+        number, sample, *_ = self._members[self._starts[index]].item()
         return f"{self.paths[number].name}:{sample}"
 
     def __getitem__(self, index: int) -> Record:
         rows = self._members[self._starts[index] : self._starts[index + 1]]
-        found = {int(kind): Span(self.paths[n], int(o), int(c)) for n, _, kind, o, c in rows}
+        found = {kind: Span(self.paths[n], o, c) for n, _, kind, o, c in rows.tolist()}
         fields = {}
         if FIELDS in found:
             fields = parse(records.read(found[FIELDS], found[FIELDS].length))
@@ -93,6 +104,26 @@ class Tars:
 
     def __reduce__(self):
         return Tars, (self.where,)
+
+
+def members(path: Path) -> np.ndarray:
+    """Members of a tar file that mean something, `MEMBER` [M] without the file's number.
+
+    Raises:
+      ValueError: when it is no plain tar.
+    """
+    samples, kinds, offsets, lengths = array("I"), array("H"), array("q"), array("q")
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for sample, (_, group) in enumerate(groupby(_files(tar), lambda m: m[0])):
+                for _, kind, offset, length in group:
+                    samples.append(sample)
+                    kinds.append(kind)
+                    offsets.append(offset)
+                    lengths.append(length)
+    except tarfile.TarError as err:
+        raise ValueError(f"{path} is no plain tar file: {err}") from err
+    return of_columns(MEMBER, sample=samples, kind=kinds, offset=offsets, length=lengths)
 
 
 def _files(tar: tarfile.TarFile):
