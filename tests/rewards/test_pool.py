@@ -34,7 +34,7 @@ def test_batches_come_back_in_order(threads):
     scored = threads.collect()
     np.testing.assert_allclose(scored.rated.parts[NAME], [0.1, 0.2, 0.3], rtol=1e-6)
     assert [s.request.prompt for s in scored.samples] == ["0.1", "0.2", "0.3"]
-    assert 0.4 <= scored.seconds < 0.6
+    assert 0.3 <= scored.seconds < 0.39  # from 0.0 to 0.2 and from 0.1 to 0.3
 
 
 def test_time_is_hidden_while_nobody_waits(threads):
@@ -43,6 +43,19 @@ def test_time_is_hidden_while_nobody_waits(threads):
     assert threads.collect().hidden > 0.9
     threads.submit(lambda: samples(0.5))
     assert threads.collect().hidden < 0.3
+
+
+def test_two_batches_that_are_scored_at_once_take_their_time_once(threads):
+    """Fully waited for nothing of them is hidden; neither is the wait for a picture scoring."""
+    threads.submit(lambda: samples(0.5))
+    threads.submit(lambda: samples(0.6))
+    scored = threads.collect()
+    assert 0.2 <= scored.seconds < 0.3 and scored.hidden < 0.1
+    threads.submit(lambda: samples(0.5))
+    time.sleep(0.25)
+    threads.submit(lambda: (time.sleep(0.3), samples(0.6))[1])
+    scored = threads.collect()
+    assert 0.4 <= scored.seconds < 0.5 and 0.4 < scored.hidden < 0.6
 
 
 def test_errors_of_rewards_are_errors_once(threads):

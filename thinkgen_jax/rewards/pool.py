@@ -26,6 +26,7 @@ from thinkgen_jax.structs import Sample
 COMBINE = ("sum", "gdpo")
 WORKERS = 2  # batches that are scored at the same time
 
+Span = tuple[float, float]  # begin and end of some work, in seconds of the monotonic clock
 Share = Callable[[Any], list[Any]]  # gives what every host says to every host, see hosts.exchange
 
 
@@ -40,7 +41,7 @@ class Scored(NamedTuple):
     Attributes:
       samples: what was drawn and written; see `Sample.here`.
       rated: their rewards, and which groups have none, of all hosts.
-      seconds: time that scoring took.
+      seconds: time in which at least one batch was being scored.
       hidden: share of it in which nobody waited for it, in [0, 1].
     """
 
@@ -80,8 +81,8 @@ class Pool:
     def collect(self, share: Share = alone) -> Scored:
         """Waits for everything handed over.
 
-        To be called when the device has nothing left to do without the rewards: the time that
-        passes in here counts as not hidden.
+        To be called when the device has nothing left to do without the rewards: scoring that goes
+        on while this waits counts as not hidden.
 
         Args:
           share: between several hosts; each has handed over the same rows, and scores its own.
@@ -97,9 +98,11 @@ class Pool:
         except Exception as err:
             share({"error": f"{type(err).__name__}: {err}"})
             raise
-        waited = time.monotonic() - begun
-        seconds = sum(spent for _, _, spent in found)
-        hidden = 1.0 - min(waited / seconds, 1.0) if seconds else 1.0
+        busy = _union([span for _, _, span in found])
+        seconds = sum(end - start for start, end in busy)
+        # The device may still be drawing while somebody waits in here: that is not scoring.
+        waited = sum(max(end - max(start, begun), 0.0) for start, end in busy)
+        hidden = 1.0 - waited / seconds if seconds else 1.0
         samples = [sample for part, _, _ in found for sample in part]
         mine = _join([part for _, part, _ in found])
         told = share({"rated": _told(mine, samples), "seconds": seconds, "hidden": hidden})
@@ -111,11 +114,22 @@ class Pool:
         seconds = max(one["seconds"] for one in told)
         return Scored(samples, rated, seconds, min(one["hidden"] for one in told))
 
-    def _score(self, fetch: Callable[[], list[Sample]]) -> tuple[list[Sample], Rated, float]:
+    def _score(self, fetch: Callable[[], list[Sample]]) -> tuple[list[Sample], Rated, Span]:
         samples = fetch()
         begun = time.monotonic()
         rated = self.scorer.rate(samples, self.group)
-        return samples, rated, time.monotonic() - begun
+        return samples, rated, (begun, time.monotonic())
+
+
+def _union(spans: Sequence[Span]) -> list[Span]:
+    """Spans of time that do not overlap and cover the same."""
+    out: list[Span] = []
+    for begun, ended in sorted(spans):
+        if out and begun <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], ended))
+        else:
+            out.append((begun, ended))
+    return out
 
 
 def _join(rated: list[Rated]) -> Rated:
