@@ -9,6 +9,9 @@ likewise `sees` and `version`.
 A name that `servers` has is scored there (`remote.Service`): one of the table, or any other, which
 then gets the bounds of its service. Rewards whose `function` is None live behind servers alone.
 
+* A server must state the name that the config gives its reward, so that swapped addresses are
+  noticed; a rule of this package (`--scorer=ours:NAME`) its version, too. A detector, and a reward
+  that the user named freely, may state anything, but must go on stating it.
 * An error inside a reward is an error: it never becomes a low score. Where a server gives no usable
   answer, the whole group is dropped and counted; past a share of drops the run stops.
 """
@@ -309,7 +312,8 @@ class Scorer:
         """Where a served reward is scored and in which version.
 
         Raises:
-          Failed: when a reward server states other bounds than the reward has.
+          Failed: when a reward server states another name or version, or other bounds than the
+            reward has.
         """
         service = self.servers[name]
         where = f"at {', '.join(service.urls)}"
@@ -321,8 +325,14 @@ class Scorer:
             raise Failed(
                 f"{name}: {where} states bounds {stated}, want {(reward.floor, reward.ceiling)}"
             )
-        version = "1" if callable(reward.version) else reward.version  # the reader is over there
-        return where, f"{version}, server {about.get('reward')} {about.get('version')}"
+        serves, version = about.get("reward"), about.get("version")
+        if serves != name and reward.asked is None and (name in REWARDS or ":" in name):
+            raise Failed(f"{name}: {where} is {serves!r}, not {name!r}")
+        # A version that is a function hangs on what is installed over there.
+        own = "1" if callable(reward.version) else reward.version
+        if reward.function is not None and not callable(reward.version) and version != own:
+            raise Failed(f"{name}: {where} is version {version!r}, here it is {own!r}")
+        return where, f"{own}, server {serves} {version}"
 
 
 def _score(
