@@ -278,6 +278,30 @@ def test_a_fault_drops_the_whole_group_and_no_other():
         assert total[0] == pytest.approx(RED.mean() / 255 + 0.25)
 
 
+def test_a_reward_is_asked_about_its_scenarios_alone():
+    """A dead server of texts costs no other group; what is judged elsewhere is not shown here."""
+
+    def rows(*kinds):
+        items = [SimpleNamespace(scenario=kind) for kind in kinds]
+        return [Sample(Request("p", meta={"item": item}), "", RED) for item in items]
+
+    table = {"text": {"far": 1.0}, "edit": {"no words": 1.0, "form": 1.0}}
+    weights, dead = {"form": 1.0}, service("http://127.0.0.1:1", tries=1)
+    servers = {"far": dead, "no words": dead}
+    with rewards.Scorer(weights, servers, scenarios=table) as open_:
+        got = open_.rate(rows("plain", "plain", "text", "text"), 2)
+    assert got.failed.tolist() == [False, False, True, True] and len(got.causes) == 1
+    assert got.parts.keys() == {"form", "far", "no words"}
+    answer = lambda path, body, n: (200, {"scores": [0.5]})  # noqa: E731
+    with peer(answer) as there:
+        servers = {"far": service(there.url)}
+        with rewards.Scorer(weights, servers, scenarios={"text": {"far": 1.0}}) as open_:
+            got = open_.rate(rows("plain", "text"), 1)
+            lines = open_.describe()
+    assert got.parts["far"].tolist() == [0, 0.5] and not got.failed.any()
+    assert lines[0].endswith("scored here, for all others") and lines[1].endswith(", for text")
+
+
 def test_invalid_samples_are_not_sent():
     def answer(path, body, n):
         return 200, {"scores": [0.5] * len(body["samples"])}

@@ -32,7 +32,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from thinkgen_jax.rewards import facts
-from thinkgen_jax.structs import Sample
+from thinkgen_jax.structs import Request, Sample
 
 EXTRA = "launch/requirements-ocr.txt"
 SMALL = 128  # pixels the short side is enlarged to before text is looked for, see `read`
@@ -180,6 +180,21 @@ def read(image: np.ndarray) -> list[str]:
     return [text for text in (found.txts or ()) if text]
 
 
+def lacks_words(request: Request) -> str:
+    """What `word_*` miss in a request, "" for nothing."""
+    return "" if wanted(request.prompt) else "no words between single quotes"
+
+
+def lacks_text(request: Request) -> str:
+    """What `ocr` misses in a request, "" for nothing."""
+    return "" if quoted(request.prompt).strip() else "no text between double quotes"
+
+
+def lacks_repairs(request: Request) -> str:
+    """What `reflection_ned` misses in a request, "" for nothing."""
+    return "" if facts.of(request).get("repairs") else "no meta['repairs']"
+
+
 def rate_accuracy(samples: Sequence[Sample]) -> np.ndarray:
     """CVTG-2K word accuracy of every picture, float32 [N]."""
     return _rate(samples, lambda words, lines: match(words, lines).accuracy)
@@ -210,10 +225,9 @@ def rate_reflection(samples: Sequence[Sample]) -> np.ndarray:
 def _rate(samples: Sequence[Sample], rule) -> np.ndarray:
     out = []
     for sample in samples:
-        words = wanted(sample.request.prompt)
-        if not words:
-            raise ValueError(f"{sample.request.prompt!r} has no words between single quotes")
-        out.append(rule(words, _lines(sample)))
+        if lack := lacks_words(sample.request):
+            raise ValueError(f"{sample.request.prompt!r} has {lack}")
+        out.append(rule(wanted(sample.request.prompt), _lines(sample)))
     return np.asarray(out, np.float32)
 
 
