@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks that every recipe shares, and the config argument.
 
-The argument is a comma list, preset first: `:tiny`, `:thinkgen`, `:thinkgen,mesh=v5p-64,rl=fast`.
+The argument is a comma list, preset first: `:tiny`, `:thinkgen`, `:thinkgen,mesh=v5p-64,rl=fast`,
+`:thinkgen,prompts=sets`.
 Everything else is `--config.key=value`. A config file is Python and is executed: load only files
 you trust.
 """
@@ -25,6 +26,7 @@ MESHES = {
 
 
 RL = ("plain", "fast")  # how the DiT is reinforced, see configs/sepgrpo.py
+PROMPTS = ("world", "sets")  # where the prompts of reinforcement come from, see configs/sepgrpo.py
 
 
 def parse_arg(arg: str | None, presets: tuple[str, ...] = PRESETS) -> tuple[str, dict[str, str]]:
@@ -37,11 +39,10 @@ def parse_arg(arg: str | None, presets: tuple[str, ...] = PRESETS) -> tuple[str,
     if first not in presets:
         raise ValueError(f"config argument {first!r} is not one of {presets}")
     options = dict(part.partition("=")[::2] for part in rest)
-    unknown = set(options) - {"mesh", "rl"}
-    if unknown or options.get("mesh", "") not in MESHES or options.get("rl", "fast") not in RL:
-        raise ValueError(
-            f"config argument {rest}: known are mesh= one of {sorted(MESHES)}, rl= one of {RL}"
-        )
+    known = dict(mesh=tuple(sorted(MESHES)), rl=RL, prompts=PROMPTS)
+    if any(value not in known.get(name, ()) for name, value in options.items()):
+        told = ", ".join(f"{name}= one of {values}" for name, values in known.items())
+        raise ValueError(f"config argument {rest}: known are {told}")
     return first, options
 
 
@@ -211,6 +212,16 @@ def released_flow(batch: int, pictures: dict) -> dict:
     return plans
 
 
+def prompt_set(kind: str) -> dict:
+    """One prompt set; its path is the user's. Kinds: thinkgen_jax/data/prompt_sets.py."""
+    return dict(
+        kind=kind,
+        path=placeholder(str),
+        scenario=placeholder(str),  # of all its prompts; None where they say it themselves
+        root=placeholder(str),  # folder that paths of pictures are below; None is the file's own
+    )
+
+
 def draw(
     steps: int,
     *,
@@ -224,12 +235,18 @@ def draw(
     return dict(steps=steps, guidance=guidance, temperature=temperature, halvings=halvings)
 
 
-def scoring(servers: dict[str, dict] | None = None, **weights: float) -> dict:
+def scoring(
+    servers: dict[str, dict] | None = None,
+    scenarios: dict[str, dict[str, float]] | None = None,
+    **weights: float,
+) -> dict:
     """Rewards by weight; `servers` has the fields of `remote.Service` of those scored elsewhere.
 
-    E.g. scoring({"hpsv3": dict(urls=("http://127.0.0.1:8100",))}, form=0.1, hpsv3=1.0).
+    E.g. scoring({"hpsv3": dict(urls=("http://127.0.0.1:8100",))}, form=0.1, hpsv3=1.0); with
+    scenarios=dict(text=dict(word_f1=1.0)) texts are rewarded by their words alone.
     """
-    return dict(rewards=weights, servers=servers or {}, combine="sum", drop_limit=0.5)
+    scored = dict(rewards=weights, scenario_rewards=scenarios or {}, servers=servers or {})
+    return dict(**scored, combine="sum", drop_limit=0.5)
 
 
 def shrink(config: ConfigDict) -> ConfigDict:

@@ -15,6 +15,7 @@ def get_config(arg=None):
     config.checkpoint.every = 10
     config.log.images = 10
     config.evaluate.count = 256 if nano else 0
+    sepgrpo.prompted(config)
     sepgrpo.longest(config)
     sepgrpo.fast(config)
     return common.shrink(config) if config.model == "tiny" else config

@@ -6,7 +6,7 @@
               half of the prompts, the MLLM frozen
 
 Each phase has its own data, rewards, optimizer and group shape. `mllm_grpo.py` and `dit_grpo.py`
-run one phase alone.
+run one phase alone. Prompts are the miniature world's, or with `:thinkgen,prompts=sets` the user's.
 """
 
 from configs import common
@@ -29,6 +29,43 @@ def longest(config) -> None:
             optim.accumulate = PARTS[tree]
             if "mesh=gpu-8" in config.arg.split(","):
                 config.plans[f"{tree}_grpo"].prompts, optim.accumulate = HOST[tree]
+
+
+# What rewards each scenario of `data.prompt_sets.MIX`: the paper's rules, paired in the order that
+# it names them in. Words by F1 instead of accuracy, which rewards spraying words.
+RULES = dict(
+    composition=dict(geneval=1.0),
+    reasoning=dict(hpsv3=1.0),
+    text=dict(word_f1=1.0),
+    edit=dict(siglip2=1.0),
+    reflection=dict(reflection_ned=1.0),
+)
+PORTS = dict(geneval=8111, hpsv3=8112, siglip2=8113)  # of rules that servers alone can apply
+DRAWN, EDITED = ("composition", "reasoning", "text"), ("edit", "reflection")
+
+
+def prompted(config) -> None:
+    """Asks prompt sets instead of the miniature world, if the config's argument says prompts=sets.
+
+    Each phase reads one file that `python -m launch.prompts` wrote, `plans.<phase>.sets.mix.path`:
+    the MLLM's of all five scenarios, the DiT's of those without pictures.
+    """
+    if "prompts=sets" not in config.arg.split(","):
+        return
+    for name, plan in config.plans.items():
+        streams = dict(a_drawn=common.stream(1.0, dict.fromkeys(DRAWN, 1.0), length=112))
+        if name == "mllm_grpo":
+            edits = dict.fromkeys(EDITED, 1.0)
+            streams.update(b_edited=common.stream(1.0, edits, pictures=1, length=112))
+        plan.streams, plan.sets = streams, dict(mix=common.prompt_set("jsonl"))
+        rules = {s: RULES[s] for one in streams.values() for s in one["scenarios"]}
+        servers = {
+            reward: dict(urls=(f"http://127.0.0.1:{port}",))
+            for reward, port in PORTS.items()
+            if any(reward in own for own in rules.values())
+        }
+        for key, value in common.scoring(servers, rules).items():
+            plan[key] = value
 
 
 def token_plan(nano: bool) -> dict:
@@ -125,6 +162,7 @@ def get_config(arg=None):
     config.checkpoint.every = 10
     config.log.images = 10
     config.evaluate.count = 384 if nano else 0
+    prompted(config)
     longest(config)
     fast(config)
     return common.shrink(config) if config.model == "tiny" else config

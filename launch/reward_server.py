@@ -13,6 +13,8 @@ A scorer has
                 -> {"scores": [...], "details": [...], "reward", "version"}; PNG in base64
   GET  /health  -> ABOUT and what waits
 
+* A run refuses a server whose ABOUT names another reward than its config, and, once begun, every
+  answer of another reward or version than it began with: change `version` when scores change.
 * Requests wait in a bounded queue; one thread takes as many samples at once as a batch holds. A
   full queue says 503 before a body is read, a body over the limit 413, garbage 400, an error of the
   scorer 500.

@@ -12,7 +12,7 @@ from tests.rewards.peers import peer
 from tests.toy import toy_text
 from thinkgen_jax import parts, phases, rollout, scoring
 from thinkgen_jax.data.batches import Stream
-from thinkgen_jax.data.prompt_sets import PromptSet
+from thinkgen_jax.data.prompt_sets import PromptItem, PromptSet, check_streams
 from thinkgen_jax.models import presets
 from thinkgen_jax.phases import RlPlan, SftPlan
 from thinkgen_jax.rewards import Scorer, facts, pool
@@ -230,10 +230,11 @@ def test_requests_of_prompt_sets(tmp_path):
     rows = [{"tag": "colors", "include": [{"class": c, "count": 1}], "prompt": c} for c in "ab"]
     path.write_text("\n".join(map(json.dumps, rows)))
     streams = (Stream(1.0, {"composition": 1.0}, length=256),)
-    made = plan(streams=streams, sets=(PromptSet("geneval", str(path), "composition"),))
+    sets = (PromptSet("geneval", str(path), "composition"),)
+    made = plan(streams=streams, sets=sets, rewards={"form": 1.0})
     system = presets.get("nano")
     setup = phases.Setup(parts.build(system, toy_text(system)), {}, {}, {}, 0)
-    asked = next(phases._requests(made, setup))
+    asked = next(phases._requests("mllm_grpo", made, setup))
     assert sorted(r.prompt for r in asked) == ["a", "b"]
     assert phases.stream_of(asked, streams) is streams[0]
     known = facts.of(asked[0])
@@ -249,17 +250,102 @@ def test_what_evaluations_ask_is_not_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr(phases.logs, "note", told.append)
     sets = (PromptSet("geneval", str(tmp_path / "m.jsonl"), "composition"),)
     asked = str(tmp_path / "e.jsonl")
-    made = plan(prompts=1, streams=STREAMS, sets=sets, against=(asked,))
+    form = dict(prompts=1, sets=sets, rewards={"form": 1.0})
+    made = plan(**form, streams=STREAMS, against=(asked,))
     system = presets.get("nano")
     setup = phases.Setup(parts.build(system, toy_text(system)), {}, {}, {}, 0)
-    data = phases._requests(made, setup)
+    data = phases._requests("mllm_grpo", made, setup)
     assert {next(data)[0].prompt for _ in range(4)} == {"a tan cup"}
     assert told == [
         "prompt sets: 3 prompts read, 1 kept, 0 repeated",
         f"prompt sets: {asked} asks 1, 2 taken out; m.jsonl:1: a red cup; m.jsonl:2: a RED cup",
     ]
-    phases._requests(plan(prompts=1, sets=sets), setup)
+    phases._requests("mllm_grpo", plan(**form), setup)
     assert told[2] == "prompt sets: 3 prompts, compared with no evaluation"
+
+
+@pytest.fixture
+def asks(tmp_path):
+    """Opens the requests of a plan on two posters, of which the second has no words."""
+    rows = [{"scenario": "poster", "prompt": p} for p in ("a 'SALE' sign", "a sign")]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    system = presets.get("nano")
+    setup = phases.Setup(parts.build(system, toy_text(system)), {}, {}, {}, 0)
+
+    def ask(**changes):
+        sets = dict(sets=(PromptSet("jsonl", str(tmp_path / "m.jsonl")),))
+        posters = (Stream(1.0, {"poster": 1.0}),)
+        return phases._requests(
+            "dit_grpo", plan(**{"streams": posters, "rewards": {}} | sets | changes), setup
+        )
+
+    return ask
+
+
+def test_scenarios_of_the_user_have_rewards_of_their_own(asks):
+    found = next(asks(scenario_rewards={"poster": {"form": 1.0}}))
+    assert {facts.scenario(request) for request in found} == {"poster"}
+
+
+SERVED = {"geneval": Service(("http://x",))}
+KEY = r"^config\.plans\.dit_grpo\."
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            dict(streams=STREAMS, rewards={"form": 1.0}),
+            KEY + "streams: none has the scenario 'poster' of 2 prompts, first m.jsonl:1; they",
+        ),
+        (
+            dict(rewards={"word_f1": 1.0}),
+            KEY + "rewards: 'word_f1' cannot judge 1 of 2 prompts of scenario 'poster', first "
+            "m.jsonl:2: no words between single quotes$",
+        ),
+        (
+            dict(scenario_rewards={"poster": {"form": 1.0, "geneval": 1.0}}, servers=SERVED),
+            KEY + r"scenario_rewards\.poster: 'geneval' cannot judge 2 of 2 .* first m.jsonl:1: "
+            "geneval needs meta",
+        ),
+        (
+            dict(scenario_rewards={"poster": {"reflection_ned": 1.0}}),
+            KEY + r"scenario_rewards\.poster: 'reflection_ned' .* no meta\['repairs'\]",
+        ),
+        (
+            dict(
+                streams=(Stream(1.0, {"poster": 1.0, "edit": 1.0}),),
+                scenario_rewards={"edit": {"form": 1.0}},
+            ),
+            KEY + "rewards is empty, .* no 'poster': nothing rewards 2 prompts, first m.jsonl:1",
+        ),
+        (
+            dict(streams=STREAMS, rewards={"miniature": 1.0, "word_ned": 1.0}, sets=()),
+            KEY + "rewards: 'word_ned' cannot judge 1 of 1 prompts of scenario 'composition'",
+        ),
+        (
+            dict(sets=(PromptSet("jsonl", None),), rewards={"form": 1.0}),
+            KEY + "sets: a prompt set of kind 'jsonl' has no path",
+        ),
+        (
+            dict(rewards={"form": 1.0}, scenario_rewards={"postr": {"form": 1.0}}),
+            r"scenario_rewards \['postr'\]: no stream has them, there are",
+        ),
+        (dict(scenario_rewards={"poster": {}}, rewards={"form": 1.0}), "poster is empty"),
+    ],
+)
+def test_prompts_that_nothing_could_reward_are_refused_at_the_start(asks, bad, message):
+    with pytest.raises(ValueError, match=message):
+        asks(**bad)
+
+
+def test_pictures_that_a_stream_has_no_place_for_are_refused(tmp_path):
+    item = PromptItem("m:3", "edit", "x", (tmp_path / "a.png",))
+    check_streams([item], STREAMS, "streams")
+    with pytest.raises(
+        ValueError, match="streams: .* pictures = 0, 1 prompts have more, first m:3"
+    ):
+        check_streams([item], (Stream(1.0, {"edit": 1.0}),), "streams")
 
 
 def test_conditions_are_cut_where_every_row_fits_and_widened_to_each_other():

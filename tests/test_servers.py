@@ -135,6 +135,18 @@ def test_a_server_may_have_moved_when_a_run_goes_on(tmp_path):
         train.check_config(tmp_path, config, fresh=False)
 
 
+def test_a_run_of_before_scenarios_had_rewards_goes_on(tmp_path):
+    config = dit_grpo.get_config("tiny")
+    plain = recipe.plain(config)
+    assert plain["plans"]["dit_grpo"].pop("scenario_rewards") == {}
+    (tmp_path / train.CONFIG_FILE).write_text(json.dumps(plain))
+    train.check_config(tmp_path, config, fresh=False)
+    with config.unlocked():
+        config.plans.dit_grpo.scenario_rewards = {"text": {"form": 1.0}}
+    with pytest.raises(ValueError, match="dit_grpo.scenario_rewards.text.form: None -> 1.0"):
+        train.check_config(tmp_path, config, fresh=False)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -161,7 +161,7 @@ def check_rewards(
     """Scores the known set through every reward of a plan; a page, and what failed."""
     samples, is_right = [s for _, s in known], np.asarray([right for right, _ in known])
     rows, lines, faults = [], [], []
-    for name in plan.rewards:
+    for name in rewards.names(plan.rewards, plan.scenario_rewards):
         servers = {name: plan.servers[name]} if name in plan.servers else {}
         with rewards.Scorer({name: 1.0}, servers, drop_limit=1.0) as scorer:
             begun = time.monotonic()
@@ -189,10 +189,13 @@ def check_noise(plan: phases.RlPlan, levels: Sequence[float], group: int, out: P
     """Draws one group at every level; a page with table, picture and advice."""
     log = logs.setup()
     setup, states = recipe.load(CONFIG.value, log)
-    local = {n: w for n, w in plan.rewards.items() if n not in plan.servers}
-    plan = replace(plan, group=group, chunks=1, rewards=local or {"form": 1.0}, servers={})
-    phase = phases.build("dit_grpo", plan, setup)
+    bare = dict(rewards={"form": 1.0}, scenario_rewards={}, servers={})
+    small = replace(plan, group=group, chunks=1, **bare)
+    phase = phases.build("dit_grpo", small, setup)
     requests = list(next(phase.data))[:1]
+    weights = rewards.weights_of(requests[0], plan.rewards, plan.scenario_rewards)
+    local = {n: w for n, w in weights.items() if n not in plan.servers}
+    plan = replace(small, rewards=local or small.rewards)
     found = [draw_level(plan, setup, states, requests, x, bool(local)) for x in (0.0, *levels)]
     pictures = [image for one in found for image in one.images]
     captions = [f"noise {one.noise:g}" for one in found for _ in one.images]

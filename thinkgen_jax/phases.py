@@ -30,7 +30,7 @@ from thinkgen_jax.data.corpus import Corpus
 from thinkgen_jax.data.prompt_sets import PromptSet
 from thinkgen_jax.models import lora
 from thinkgen_jax.parts import Parts
-from thinkgen_jax.rewards import DROP_LIMIT
+from thinkgen_jax.rewards import DROP_LIMIT, Scenarios, Weights
 from thinkgen_jax.rewards.pool import COMBINE, Pool, reward_metrics
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.rollout import Draw, Paths, Span, Thinking
@@ -115,6 +115,7 @@ class RlPlan:
       against: prompt files of evaluations; what they ask is taken out of the sets.
       draw: how pictures are drawn for the reward.
       rewards: reward names and weights.
+      scenario_rewards: by scenario, names and weights that stand in the place of `rewards` there.
       servers: where rewards are scored that are not scored here, by name.
       combine: "sum" compares weighted sums; "gdpo" first brings each reward to mean 0 and spread 1
         inside its group, so that none drowns the others by its scale.
@@ -140,7 +141,8 @@ class RlPlan:
     draw: Draw = field(default_factory=Draw)
     sets: tuple[PromptSet, ...] = ()
     against: tuple[str, ...] = ()
-    rewards: Mapping[str, float] = field(default_factory=lambda: {"miniature": 1.0})
+    rewards: Weights = field(default_factory=lambda: {"miniature": 1.0})
+    scenario_rewards: Scenarios = field(default_factory=dict)
     servers: Mapping[str, Service] = field(default_factory=dict)
     combine: str = "sum"
     drop_limit: float = DROP_LIMIT
@@ -172,7 +174,11 @@ class RlPlan:
             raise ValueError(f"combine = {self.combine!r} is not one of {COMBINE}")
         if not 0 <= self.drop_limit <= 1:
             raise ValueError(f"drop_limit = {self.drop_limit}: must lie in [0, 1]")
-        rewards.check(self.rewards, self.servers)
+        rewards.check(self.rewards, self.servers, self.scenario_rewards)
+        there = {name.partition("/")[0] for s in self.streams for name in s.scenarios}
+        idle = sorted(set(self.scenario_rewards) - there)
+        if idle:
+            raise ValueError(f"scenario_rewards {idle}: no stream has them, there are {there}")
 
 
 class Setup(NamedTuple):
@@ -328,7 +334,7 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
     logprobs = mllm_grpo.make_logprobs(parts.mllm, plan.token, cut)
     grpo_step = mllm_grpo.make_step(parts.mllm, setup.learners["mllm"], plan.token)
     reference = setup.references.get("mllm")
-    pool = _open("mllm_grpo", plan)
+    data, pool = _requests("mllm_grpo", plan, setup), _open("mllm_grpo", plan)
 
     def draw(params: Params, requests: list[Request], key: Key) -> Thinking:
         """Draws part of an iteration and hands it over to the rewards."""
@@ -374,7 +380,7 @@ def _mllm_grpo(plan: RlPlan, setup: Setup) -> Phase:
         shown = scoring.gallery(scored.samples, settled, plan.group)
         return {**states, "mllm": state}, metrics, shown
 
-    return Phase("mllm", _requests(plan, setup), update, close=pool.close)
+    return Phase("mllm", data, update, close=pool.close)
 
 
 def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
@@ -382,6 +388,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
     logprobs = dit_grpo.make_logprobs(parts.dit, plan.path)
     grpo_step = dit_grpo.make_step(parts.dit, setup.learners["dit"], plan.path)
     reference = setup.references.get("dit") if plan.path.kl else None
+    data = _requests("dit_grpo", plan, setup)
     pool, kept = _open("dit_grpo", plan), KeptOld(plan)
 
     def draw(params: Params, span: Span, requests: list[Request], key: Key) -> Paths:
@@ -432,7 +439,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
         shown = scoring.gallery(scored.samples, settled, plan.group)
         return {**states, "dit": state}, metrics, shown
 
-    return Phase("dit", _requests(plan, setup), update, close=pool.close)
+    return Phase("dit", data, update, close=pool.close)
 
 
 class KeptOld:
@@ -498,7 +505,7 @@ def stream_of(requests: Sequence[Request], streams: Sequence[Stream]) -> Stream:
     """The stream a batch came from: the one with its scenarios."""
     found = [r.meta["item"] for r in requests]
     for stream in streams:
-        if all({i.scenario, f"{i.scenario}/{i.tag}"} & set(stream.scenarios) for i in found):
+        if batches.takes(stream, found):
             return stream
     raise ValueError(f"no stream has the scenarios {sorted({i.scenario for i in found})}")
 
@@ -508,7 +515,7 @@ def _params(setup: Setup, states: States) -> Params:
 
 
 def _open(name: str, plan: RlPlan) -> Pool:
-    how = dict(group=plan.group, drop_limit=plan.drop_limit)
+    how = dict(group=plan.group, drop_limit=plan.drop_limit, scenarios=plan.scenario_rewards)
     return scoring.open_pool(name, plan.rewards, plan.servers, **how)
 
 
@@ -523,17 +530,24 @@ def _shape(setup: Setup) -> Shape:
     return Shape(setup.parts.text, setup.parts.vision, setup.seed)
 
 
-def _requests(plan: RlPlan, setup: Setup):
-    shape = _shape(setup)
+def _requests(name: str, plan: RlPlan, setup: Setup):
+    shape, scored = _shape(setup), (plan.rewards, plan.servers, plan.scenario_rewards)
     if plan.sets:
-        items = [item for one in plan.sets for item in prompt_sets.read(one)]
-        items, told = prompt_sets.apart(items, plan.against)
+        try:
+            items = [item for one in plan.sets for item in prompt_sets.read(one)]
+            items, told = prompt_sets.apart(items, plan.against)
+        except ValueError as err:
+            raise ValueError(f"config.plans.{name}.sets: {err}") from None
         for line in told:
             logs.note(line)
+        asked = [Request(item.prompt, meta={"item": item}) for item in items]
+        prompt_sets.check_streams(items, plan.streams, f"config.plans.{name}.streams")
+        scoring.check_requests(name, asked, *scored)
         side = setup.parts.system.image_size
         prompt_sets.check_pictures(items, side)
         how = dict(size=plan.prompts, seed=setup.seed, picture=side)
         return batches.mixed(*prompt_sets.streams(items, **how))
+    scoring.check_requests(name, batches.examples(plan.streams, shape), *scored)
     data = [batches.request_stream(s, shape, size=plan.prompts) for s in plan.streams]
     return batches.mixed(data, [s.weight for s in plan.streams])
 

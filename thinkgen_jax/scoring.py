@@ -7,19 +7,19 @@
   on all of them: they drop the same groups, or stop together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkgen_jax import hosts, logs
-from thinkgen_jax.rewards import Scorer
+from thinkgen_jax import hosts, logs, rewards
+from thinkgen_jax.rewards import Scenarios, Scorer, Weights, facts
 from thinkgen_jax.rewards.pool import Pool, Scored, Settled, settle
 from thinkgen_jax.rewards.remote import Failed, Service
 from thinkgen_jax.steps import grpo
-from thinkgen_jax.structs import Sample
+from thinkgen_jax.structs import Request, Sample
 
 GROUPS, EACH = 3, 6  # of a gallery: groups, and most pictures of each
 
@@ -33,9 +33,10 @@ class Gallery(NamedTuple):
 
 def open_pool(
     name: str,
-    weights: Mapping[str, float],
+    weights: Weights,
     servers: Mapping[str, Service],
     *,
+    scenarios: Scenarios,
     group: int,
     drop_limit: float,
 ) -> Pool:
@@ -44,7 +45,8 @@ def open_pool(
     Raises:
       ValueError: when a reward's server does not answer one of the hosts.
     """
-    scorer, problem = Scorer(weights, servers, drop_limit=drop_limit), None
+    how = dict(scenarios=scenarios, drop_limit=drop_limit)
+    scorer, problem = Scorer(weights, servers, **how), None
     try:
         for line in scorer.describe():
             logs.note(f"{name}: {line}")
@@ -58,6 +60,50 @@ def open_pool(
     return Pool(scorer, group)
 
 
+def check_requests(
+    name: str,
+    requests: Iterable[Request],
+    weights: Weights,
+    servers: Mapping[str, Service],
+    scenarios: Scenarios,
+) -> None:
+    """Refuses requests of phase `name` that a reward weighed for them could not judge.
+
+    Args:
+      requests: what will be asked, or examples of it; their pictures are not looked at.
+
+    Raises:
+      ValueError: for a scenario without a reward, or where a reward misses what it needs; with the
+        config key, the count and the first of them.
+    """
+    kinds: dict[str, list[Request]] = {}
+    for request in requests:
+        kinds.setdefault(facts.scenario(request), []).append(request)
+    for scenario, some in kinds.items():
+        own = rewards.weights_of(some[0], weights, scenarios)
+        table = f"scenario_rewards.{scenario}" if scenario in scenarios else "rewards"
+        key = f"config.plans.{name}.{table}"
+        if not own:
+            raise ValueError(
+                f"{key} is empty, and config.plans.{name}.scenario_rewards has no {scenario!r}: "
+                f"nothing rewards {len(some)} prompts, first {called(some[0])}"
+            )
+        for reward in own:
+            lacks = rewards.find(reward, servers).lacks
+            short = [(r, lack) for r in some if lacks is not None and (lack := lacks(r))]
+            if short:
+                first, lack = short[0]
+                raise ValueError(
+                    f"{key}: {reward!r} cannot judge {len(short)} of {len(some)} prompts of "
+                    f"scenario {scenario!r}, first {called(first)}: {lack}"
+                )
+
+
+def called(request: Request) -> str:
+    """How a message names a request: by its id in a prompt set, else by its words."""
+    return str(getattr(request.meta.get("item"), "id", repr(request.prompt)))
+
+
 def collect(pool: Pool, combine: str) -> tuple[Scored, Settled]:
     """Waits for the rewards of all hosts; settles invalid responses and failed servers.
 
@@ -68,7 +114,7 @@ def collect(pool: Pool, combine: str) -> tuple[Scored, Settled]:
     for cause in scored.rated.causes:
         logs.note(f"groups dropped: {cause}")
     scorer = pool.scorer
-    how = dict(group=pool.group, combine=combine)
+    how = dict(scenarios=scorer.scenarios, group=pool.group, combine=combine)
     return scored, settle(scored, scorer.weights, scorer.servers, **how)
 
 

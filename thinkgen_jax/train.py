@@ -323,7 +323,7 @@ def check_config(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
         now = report.flatten(new)
         keys = [k for k in old.keys() | now.keys() if not k.startswith(PLACES)]
         # A field that came later and says nothing is none that changed.
-        old, now = ({k: v for k, v in one.items() if v != []} for one in (old, now))
+        old, now = ({k: v for k, v in one.items() if v not in ([], {})} for one in (old, now))
         changed = [k for k in sorted(keys) if old.get(k) != now.get(k)]
         changed = [k for k in changed if not MOVABLE.fullmatch(k)]
         if changed:

@@ -3,8 +3,11 @@
 
 import contextlib
 import importlib.util
+import os
 import shlex
+import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -154,3 +157,53 @@ def test_a_server_left_dead_stops_the_run_and_the_same_line_goes_on(
         np.testing.assert_array_equal(got[name], want[name], err_msg=name)
     rows = logs.read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2] and rows[1]["dit_grpo/failed_groups"] == 0
+
+
+@real
+def test_a_server_killed_and_started_again_costs_groups_alone(whole, tmp_path, monkeypatch):
+    """Killed behind the first step; the run is held while it starts again, however slow that is."""
+    place, started, runs = place_of(tmp_path), {}, []
+    start, name = served.start, "miniature_robust"
+
+    class Held(subprocess.Popen):
+        def __init__(self, words, **how):
+            super().__init__(words, **how)
+            runs.extend([self] if "thinkgen_jax.train" in words else [])
+
+    monkeypatch.setattr(served, "start", lambda *a: started.setdefault(a[1], start(*a)))
+    monkeypatch.setattr(served, "do", lambda place, words: None)  # known set: scored above
+    monkeypatch.setattr(served.subprocess, "Popen", Held)
+    (tmp_path / "siglip").symlink_to(whole.folder / "siglip")
+
+    def reach(step):
+        end = time.monotonic() + 400
+        while not (tmp_path / "run" / "checkpoints" / str(step)).is_dir():
+            assert time.monotonic() < end and (not runs or runs[0].poll() is None)
+            time.sleep(0.02)
+
+    def exchange():
+        reach(1)
+        started[name].kill()
+        reach(2)
+        os.kill(runs[0].pid, signal.SIGSTOP)
+        try:
+            started["again"] = start(place, name)
+            served.wait(place, name, started["again"])
+        finally:
+            os.kill(runs[0].pid, signal.SIGCONT)
+
+    other = threading.Thread(target=exchange)
+    other.start()
+    steps = "--config.phases=(('mllm_grpo', 1), ('dit_grpo', 5))"
+    limit = "--config.plans.dit_grpo.drop_limit=1.0"
+    try:
+        served.run(place, TINY, [steps, "--config.steps=6", limit])
+    finally:
+        other.join()
+        served.stop({name: started.get("again")})
+    rows = logs.read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    failed = [row["dit_grpo/failed_groups"] for row in rows[1:]]
+    # Of the second step no answer is had; groups without a valid response ask for none.
+    assert failed[0] > 0 and failed[-1] == 0 and failed == sorted(failed, reverse=True)
+    assert np.isfinite(rows[-1][f"dit_grpo/reward_{name}"])

@@ -3,10 +3,12 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from thinkgen_jax import scoring
 from thinkgen_jax.rewards import Rated, Scorer, pool
 from thinkgen_jax.structs import Request, Sample
 
@@ -34,7 +36,6 @@ def test_batches_come_back_in_order(threads):
     scored = threads.collect()
     np.testing.assert_allclose(scored.rated.parts[NAME], [0.1, 0.2, 0.3], rtol=1e-6)
     assert [s.request.prompt for s in scored.samples] == ["0.1", "0.2", "0.3"]
-    assert 0.4 <= scored.seconds < 0.6
 
 
 def test_time_is_hidden_while_nobody_waits(threads):
@@ -43,6 +44,20 @@ def test_time_is_hidden_while_nobody_waits(threads):
     assert threads.collect().hidden > 0.9
     threads.submit(lambda: samples(0.5))
     assert threads.collect().hidden < 0.3
+
+
+def test_two_batches_that_are_scored_at_once_take_their_time_once(threads):
+    """Fully waited for nothing of them is hidden; neither is the wait for a picture scoring."""
+    threads.submit(lambda: samples(0.5))
+    threads.submit(lambda: samples(0.6))
+    scored = threads.collect()
+    assert 0.2 <= scored.seconds < 0.38 and scored.hidden < 0.3
+    threads.submit(lambda: samples(0.5))
+    time.sleep(0.25)
+    threads.submit(lambda: (time.sleep(0.3), samples(0.6))[1])
+    scored = threads.collect()
+    assert 0.4 <= scored.seconds < 0.6 and 0.3 < scored.hidden < 0.7
+    assert pool._union([(4.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.0, 2.0)]) == [(0, 3), (4, 6)]
 
 
 def test_errors_of_rewards_are_errors_once(threads):
@@ -65,6 +80,57 @@ def test_an_invalid_response_gains_nothing_by_a_penalty():
     assert got.mean() == pytest.approx(0, abs=1e-6) and got.std(ddof=1) == pytest.approx(
         1, abs=1e-4
     )
+
+
+def two_scenarios(*failed):
+    """Three groups of two: one of no scenario's own weights, two of texts, the last half invalid.
+
+    Scores: form 1 0 | 1 0 | 1, brightness (of texts alone) 0.25 0.5 | 0.75.
+    """
+    kinds = [("composition", True)] * 2 + [("text", True)] * 3 + [("text", False)]
+    rows = [
+        Sample(Request("p", meta={"item": SimpleNamespace(scenario=kind)}), "", PIXELS, valid)
+        for kind, valid in kinds
+    ]
+    form, bright = np.array([[1, 0, 1, 0, 1, 0], [0, 0, 0.25, 0.5, 0.75, 0]], np.float32)
+    rated = Rated({"form": form, NAME: bright}, np.repeat(np.isin(range(3), failed), 2), ())
+    return pool.Scored(rows, rated, 1.0, 1.0)
+
+
+def settled(scored, combine="sum"):
+    table = {"text": {NAME: 2.0, "form": -1.0}}
+    return pool.settle(scored, {"form": 1.0}, {}, scenarios=table, group=2, combine=combine)
+
+
+def test_each_scenario_is_rewarded_by_its_own_weights():
+    """Texts by 2 · brightness - form, of which the least is -1: what an invalid response gets."""
+    got = settled(two_scenarios())
+    np.testing.assert_allclose(got.table, [[1, 0], [-0.5, 1], [0.5, -1]], rtol=1e-6)
+    assert got.usable.all() and got.means == {"form": 0.5, NAME: pytest.approx(0.375)}
+    unit = np.sqrt(0.5)
+    each = scoring.advantages(got, scope="group", ddof=1, eps=1e-9)
+    np.testing.assert_allclose(each, unit * np.array([1, -1, -1, 1, 1, -1]), rtol=1e-6)
+    spread = np.sqrt(3.5 / 6 - (1 / 6) ** 2)  # of 1, 0, -1/2, 1, 1/2, -1
+    together = scoring.advantages(got, scope="batch", ddof=0, eps=1e-9)
+    want = np.array([0.5, -0.5, -0.75, 0.75, 0.75, -0.75]) / spread
+    np.testing.assert_allclose(together, want, rtol=1e-6)
+
+
+def test_rewards_of_a_scenario_are_decoupled_among_themselves():
+    """Texts: 2 of brightness, 1 of the penalty, under which both rows of the last group are -1."""
+    got = settled(two_scenarios(), "gdpo").learnt / np.sqrt(0.5)
+    np.testing.assert_allclose(got, [[1, -1], [-3, 3], [2, -2]], rtol=1e-5)
+
+
+def test_a_reward_is_averaged_over_what_it_judged():
+    scored = two_scenarios(1)
+    told = pool.reward_metrics(settled(scored), scored)
+    assert told[f"reward_{NAME}"] == pytest.approx(0.375) and told["reward_form"] == 0.5
+    assert told["failed_groups"] == pytest.approx(1 / 3)
+    assert told["reward"] == pytest.approx(np.mean([1, 0, 0.5, -1]))
+    scored = two_scenarios(1, 2)  # no text is left
+    told = pool.reward_metrics(settled(scored), scored)
+    assert told["reward_form"] == 0.5 and f"reward_{NAME}" not in told
 
 
 def hosts_of(mine, other):

@@ -278,6 +278,30 @@ def test_a_fault_drops_the_whole_group_and_no_other():
         assert total[0] == pytest.approx(RED.mean() / 255 + 0.25)
 
 
+def test_a_reward_is_asked_about_its_scenarios_alone():
+    """A dead server of texts costs no other group; what is judged elsewhere is not shown here."""
+
+    def rows(*kinds):
+        items = [SimpleNamespace(scenario=kind) for kind in kinds]
+        return [Sample(Request("p", meta={"item": item}), "", RED) for item in items]
+
+    table = {"text": {"far": 1.0}, "edit": {"no words": 1.0, "form": 1.0}}
+    weights, dead = {"form": 1.0}, service("http://127.0.0.1:1", tries=1)
+    servers = {"far": dead, "no words": dead}
+    with rewards.Scorer(weights, servers, scenarios=table) as open_:
+        got = open_.rate(rows("plain", "plain", "text", "text"), 2)
+    assert got.failed.tolist() == [False, False, True, True] and len(got.causes) == 1
+    assert got.parts.keys() == {"form", "far", "no words"}
+    answer = lambda path, body, n: (200, {"scores": [0.5]})  # noqa: E731
+    with peer(answer) as there:
+        servers = {"far": service(there.url)}
+        with rewards.Scorer(weights, servers, scenarios={"text": {"far": 1.0}}) as open_:
+            got = open_.rate(rows("plain", "text"), 1)
+            lines = open_.describe()
+    assert got.parts["far"].tolist() == [0, 0.5] and not got.failed.any()
+    assert lines[0].endswith("scored here, for all others") and lines[1].endswith(", for text")
+
+
 def test_invalid_samples_are_not_sent():
     def answer(path, body, n):
         return 200, {"scores": [0.5] * len(body["samples"])}
@@ -324,6 +348,52 @@ def test_every_reward_states_itself():
     with peer(lambda *_: (200, {**about, "floor": -9.0})) as there, scorer(there.url) as open_:
         with pytest.raises(Failed, match=r"states bounds \(-9.0, 1.0\)"):
             open_.describe()
+
+
+def test_swapped_servers_are_refused_at_the_start():
+    """Rules of ours by name and version; free names, and detectors, may serve what they like."""
+
+    def described(name, serves, version="1", **bounds):
+        about = {"reward": serves, "version": version, **bounds}
+        with peer(lambda *_: (200, about)) as there:
+            with rewards.Scorer({name: 1.0}, {name: service(there.url)}) as open_:
+                return open_.describe()[0]
+
+    assert "server miniature 1" in described("miniature", "miniature")
+    assert "server word_ned rapidocr 9" in described("word_ned", "word_ned", "rapidocr 9")
+    assert "server hps 7" in described("far", "hps", "7")
+    assert "server a detector 2" in described("geneval", "a detector", "2")
+    wide = dict(floor=-1.0, ceiling=1.0)
+    assert "server hpsv3 2" in described("hpsv3", "hpsv3", "2", **wide)
+    for name, serves, bounds in (
+        ("word_ned", "miniature_robust", {}),
+        ("miniature", "miniature_robust", {}),
+        ("hpsv3", "siglip2", wide),
+        ("mine:length", "mine:width", {}),
+    ):
+        with pytest.raises(Failed, match=f"{name}: at http://.* is '{serves}', not '{name}'"):
+            described(name, serves, **bounds)
+    with pytest.raises(Failed, match="is version '2', here it is '1'"):
+        described("miniature", "miniature", "2")
+
+
+def test_a_server_that_becomes_another_gives_no_scores():
+    """Exchanged while the run goes on: its groups are dropped, until the right one is back."""
+    about, now = {"reward": "hps", "version": "7"}, [{}]
+
+    def answer(path, body, n):
+        scores = {} if body is None else {"scores": [0.5] * len(body["samples"])}
+        return 200, {**about, **scores, **now[0]}
+
+    with peer(answer) as there, scorer(there.url, tries=1) as open_:
+        open_.describe()
+        for other, failed in (({}, False), ({"version": "8"}, True), ({"reward": "x"}, True)):
+            now[0] = other
+            got = open_.rate(samples(), 2)
+            assert got.failed.tolist() == [failed] * 2
+        assert "the answer is of {'reward': 'x', 'version': '7'}" in got.causes[0]
+        now[0] = {}
+        assert open_.rate(samples(), 2).parts["far"].tolist() == [0.5, 0.5]
 
 
 def test_what_needs_a_server_is_refused_without_one():

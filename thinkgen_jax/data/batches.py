@@ -20,7 +20,8 @@ from thinkgen_jax.data.images import VisionSpec, merged_tokens
 from thinkgen_jax.data.prompts import assemble
 from thinkgen_jax.data.sources import Drawing, Writing
 from thinkgen_jax.data.text import Text
-from thinkgen_jax.structs import FlowBatch, References, TextBatch
+from thinkgen_jax.structs import FlowBatch, References, Request, TextBatch
+from thinkgen_jax.world import tasks
 
 ENDLESS = 2**31 - 1  # examples of a stream; no run reaches it
 ROOM = 16  # rows of a sorted batch are padded to a multiple of this many tokens
@@ -162,6 +163,18 @@ def request_stream(stream: Stream, shape: Shape, *, size: int):
     """Lists of `size` requests."""
     example = partial(sources.request, seed=shape.seed, split=shape.split, weights=stream.scenarios)
     return batched(example, size, list)
+
+
+def takes(stream: Stream, items: Sequence) -> bool:
+    """Whether all items, each with a scenario and a tag, are of a stream's scenarios."""
+    return all({i.scenario, f"{i.scenario}/{i.tag}"} & set(stream.scenarios) for i in items)
+
+
+def examples(streams: Sequence[Stream], shape: Shape) -> list[Request]:
+    """A request of every scenario of `request_stream`s, without pictures."""
+    names = dict.fromkeys(name for stream in streams for name in stream.scenarios)
+    items = [tasks.mixed({name: 1.0}, 0, shape.split) for name in names]
+    return [Request(item.prompt, meta={"item": item}) for item in items]
 
 
 def flow_batch(

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from thinkgen_jax.data import files, images, records
+from thinkgen_jax.data.batches import Stream, takes
 from thinkgen_jax.data.records import Blob
 from thinkgen_jax.structs import Request
 
@@ -76,13 +77,13 @@ class PromptSet:
 
     Attributes:
       kind: a key of `READERS`.
-      path: file.
-      scenario: of its items; None where they say it themselves (jsonl).
+      path: file; None, in a config that leaves it to the user, can be compiled but not read.
+      scenario: of its items, any name that a stream has; None where they say it themselves (jsonl).
       root: folder that paths of pictures are below; None takes that of the file.
     """
 
     kind: str
-    path: str
+    path: str | None
     scenario: str | None = None
     root: str | None = None
 
@@ -103,6 +104,8 @@ def read(source: PromptSet) -> list[PromptItem]:
       ValueError: when it is missing or empty, or an item is damaged, naming file and line.
       PermissionError: when a picture's path leaves the root.
     """
+    if source.path is None:
+        raise ValueError(f"a prompt set of kind {source.kind!r} has no path")
     path = Path(source.path)
     if not path.is_file():
         raise ValueError(f"prompt set {source.path} does not exist")
@@ -369,6 +372,35 @@ def check_pictures(items: Sequence[PromptItem], size: tuple[int, int] | None = N
     if bad:
         listed = "".join(bad[:EXAMPLES])
         raise ValueError(f"prompt sets: {len(bad)} prompts have pictures of no use:{listed}")
+
+
+def check_streams(items: Sequence[PromptItem], streams: Sequence[Stream], key: str) -> None:
+    """Refuses items that would come in batches which no stream takes.
+
+    Args:
+      key: config key of the streams.
+
+    Raises:
+      ValueError: for a scenario that no stream has as a whole, or pictures that its stream has no
+        place for; with the key, the count and the first item.
+    """
+    groups: dict[str, list[PromptItem]] = {}
+    for item in items:
+        groups.setdefault(item.scenario, []).append(item)
+    for name, some in groups.items():
+        stream = next((s for s in streams if takes(s, some)), None)
+        if stream is None:
+            known = sorted({scenario for s in streams for scenario in s.scenarios})
+            raise ValueError(
+                f"{key}: none has the scenario {name!r} of {len(some)} prompts, first "
+                f"{some[0].id}; they have {known}"
+            )
+        wide = [item for item in some if len(item.images) > stream.pictures]
+        if wide:
+            raise ValueError(
+                f"{key}: that of scenario {name!r} has pictures = {stream.pictures}, "
+                f"{len(wide)} prompts have more, first {wide[0].id}"
+            )
 
 
 # --- the mix ---

@@ -4,11 +4,16 @@
 A reward is a function of a list of samples to float32 [N]; its declared floor and ceiling bound it
 and give invalid responses their place. A name "module:function" takes a reward from the user's own
 code, which declares its bounds as attributes `floor` and `ceiling` (0 and 1 where absent), and
-likewise `sees` and `version`.
+likewise `sees`, `version` and `lacks`.
 
 A name that `servers` has is scored there (`remote.Service`): one of the table, or any other, which
 then gets the bounds of its service. Rewards whose `function` is None live behind servers alone.
 
+* Scenarios may have weights of their own, which then stand in the place of all others: a reward is
+  asked about those samples alone whose scenario weighs it.
+* A server must state the name that the config gives its reward, so that swapped addresses are
+  noticed; a rule of this package (`--scorer=ours:NAME`) its version, too. A detector, and a reward
+  that the user named freely, may state anything, but must go on stating it.
 * An error inside a reward is an error: it never becomes a low score. Where a server gives no usable
   answer, the whole group is dropped and counted; past a share of drops the run stops.
 """
@@ -23,14 +28,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from thinkgen_jax.rewards import form, geneval, judge, miniature, words
+from thinkgen_jax.rewards import facts, form, geneval, judge, miniature, words
 from thinkgen_jax.rewards.remote import TOLERANCE, Client, Failed, Service, Unavailable
-from thinkgen_jax.structs import Sample
+from thinkgen_jax.structs import Request, Sample
 
 DROP_LIMIT = 0.5  # share of recent groups that may be dropped before a run stops
 RECENT = 10  # steps that are recent
 
 Scores = Callable[[Sequence[Sample]], np.ndarray]
+Weights = Mapping[str, float]  # by reward
+Scenarios = Mapping[str, Weights]  # by scenario
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Reward:
         refuses what is not.
       asked: how a server is asked, (client, samples) -> scores; None sends samples and takes the
         server's numbers as they are.
+      lacks: what a request misses that the rule needs, "" for nothing; None needs nothing.
     """
 
     function: Scores | None
@@ -52,32 +60,49 @@ class Reward:
     sees: str = ""
     version: str | Callable[[], str] = "1"
     asked: Callable[[Client, Sequence[Sample]], np.ndarray] | None = None
+    lacks: Callable[[Request], str] | None = None
 
 
-QUOTED = "the prompt's words in '...'"
-ASKED = "meta['include'] and meta['tag']"
+QUOTED = dict(sees="the prompt's words in '...'", version=words.reader, lacks=words.lacks_words)
+ASKED = dict(sees="meta['include'] and meta['tag']", lacks=geneval.lacks)
 DESCRIBED = "meta['description'], else the prompt"
 
 REWARDS = {
     "form": Reward(form.rate, sees="the instruction"),
-    "miniature": Reward(miniature.rate, sees="meta['item'] and, in reflection, the instruction"),
-    "miniature_robust": Reward(miniature.rate_robust, sees="as miniature"),
-    "word_accuracy": Reward(words.rate_accuracy, sees=QUOTED, version=words.reader),
-    "word_f1": Reward(words.rate_f1, sees=QUOTED, version=words.reader),
-    "word_ned": Reward(words.rate_ned, sees=QUOTED, version=words.reader),
-    "ocr": Reward(words.rate_ocr, sees='the prompt\'s text in "..."', version=words.reader),
-    "reflection_ned": Reward(words.rate_reflection, sees="the instruction and meta['repairs']"),
-    "reflection_ned_ocr": Reward(
-        words.rate_reflection_words, sees=f"meta['words'], else {QUOTED}", version=words.reader
+    "miniature": Reward(
+        miniature.rate,
+        sees="meta['item'] and, in reflection, the instruction",
+        lacks=miniature.lacks,
     ),
-    "geneval": Reward(None, sees=ASKED, asked=geneval.rate),  # half score, half strict
-    "geneval_score": Reward(None, sees=ASKED, asked=partial(geneval.rate, strict_weight=0.0)),
-    "geneval_strict": Reward(None, sees=ASKED, asked=partial(geneval.rate, strict_weight=1.0)),
+    "miniature_robust": Reward(miniature.rate_robust, sees="as miniature", lacks=miniature.lacks),
+    "word_accuracy": Reward(words.rate_accuracy, **QUOTED),
+    "word_f1": Reward(words.rate_f1, **QUOTED),
+    "word_ned": Reward(words.rate_ned, **QUOTED),
+    "ocr": Reward(
+        words.rate_ocr,
+        sees='the prompt\'s text in "..."',
+        version=words.reader,
+        lacks=words.lacks_text,
+    ),
+    "reflection_ned": Reward(
+        words.rate_reflection,
+        sees="the instruction and meta['repairs']",
+        lacks=words.lacks_repairs,
+    ),
+    "reflection_ned_ocr": Reward(
+        words.rate_reflection_words,
+        sees="meta['words'], else the prompt's words in '...'",
+        version=words.reader,
+        lacks=words.lacks_repaired_words,
+    ),
+    "geneval": Reward(None, **ASKED, asked=geneval.rate),  # half score, half strict
+    "geneval_score": Reward(None, **ASKED, asked=partial(geneval.rate, strict_weight=0.0)),
+    "geneval_strict": Reward(None, **ASKED, asked=partial(geneval.rate, strict_weight=1.0)),
     # Flow-GRPO's own: not cut off at 0, so that every object too many costs.
     "geneval_flow": Reward(
         None,
         floor=geneval.LEAST_SCORE,
-        sees=ASKED,
+        **ASKED,
         asked=partial(geneval.rate, strict_weight=0.0, is_clipped=False),
     ),
     # (mu - 5) / 10, cut to [-1, 1]: the model's own scale has no bounds.
@@ -123,7 +148,8 @@ def find(name: str, servers: Mapping[str, Service] | None = None) -> Reward:
     if not callable(found) or not floor < ceiling:
         raise ValueError(f"rewards: {name!r} is no function with floor < ceiling")
     words_ = {key: str(getattr(found, key)) for key in ("sees", "version") if hasattr(found, key)}
-    return Reward(found, float(floor), float(ceiling), **words_)
+    lacks = getattr(found, "lacks", None)
+    return Reward(found, float(floor), float(ceiling), **words_, lacks=lacks)
 
 
 def version_of(reward: Reward) -> str:
@@ -135,18 +161,36 @@ def version_of(reward: Reward) -> str:
     return reward.version() if callable(reward.version) else reward.version
 
 
-def check(weights: Mapping[str, float], servers: Mapping[str, Service] | None = None) -> None:
+def names(weights: Weights, scenarios: Scenarios | None = None) -> list[str]:
+    """Every reward that has a weight somewhere, each once."""
+    tables = (weights, *(scenarios or {}).values())
+    return list(dict.fromkeys(name for table in tables for name in table))
+
+
+def weights_of(request: Request, weights: Weights, scenarios: Scenarios | None = None) -> Weights:
+    """What counts for a request: the weights of its scenario, else the usual ones."""
+    return (scenarios or {}).get(facts.scenario(request), weights)
+
+
+def check(
+    weights: Weights,
+    servers: Mapping[str, Service] | None = None,
+    scenarios: Scenarios | None = None,
+) -> None:
     """Refuses what `score` and `Scorer` could not use.
 
     Raises:
       ValueError: for no reward at all, a server without a weight, or as `find`.
     """
-    servers = servers or {}
-    if not weights:
+    servers, every = servers or {}, names(weights, scenarios)
+    if not every:
         raise ValueError("rewards is empty: at least one reward is needed")
-    for name in weights:
+    for scenario, own in (scenarios or {}).items():
+        if not own:
+            raise ValueError(f"scenario_rewards.{scenario} is empty: at least one is needed")
+    for name in every:
         find(name, servers)
-    idle = sorted(set(servers) - set(weights))
+    idle = sorted(set(servers) - set(every))
     if idle:
         raise ValueError(f"servers {idle} have no weight in rewards")
 
@@ -204,14 +248,16 @@ class Scorer:
 
     def __init__(
         self,
-        weights: Mapping[str, float],
+        weights: Weights,
         servers: Mapping[str, Service] | None = None,
         *,
+        scenarios: Scenarios | None = None,
         drop_limit: float = DROP_LIMIT,
     ):
-        check(weights, servers)
+        check(weights, servers, scenarios)
         self.weights, self.servers = dict(weights), dict(servers or {})
-        self.rewards = {name: find(name, self.servers) for name in weights}
+        self.scenarios = dict(scenarios or {})
+        self.rewards = {name: find(name, self.servers) for name in names(weights, scenarios)}
         self.drop_limit = drop_limit
         self._clients = {name: Client(name, one) for name, one in self.servers.items()}
         self._recent: deque[float] = deque(maxlen=RECENT)
@@ -240,14 +286,18 @@ class Scorer:
                 where, version = self._ask(name, reward)
             sees = reward.sees or "no words"
             span = f"[{reward.floor:g}, {reward.ceiling:g}]"
-            lines.append(f"reward {name} {span}, reads {sees}, version {version}, scored {where}")
+            line = f"reward {name} {span}, reads {sees}, version {version}, scored {where}"
+            homes = [scenario for scenario, own in self.scenarios.items() if name in own]
+            homes += ["all others"] if name in self.weights else []
+            lines.append(f"{line}, for {', '.join(homes)}" if self.scenarios else line)
         return lines
 
     def start(self, samples: Sequence[Sample], group: int) -> dict[str, list[Future | None]]:
         """Sends samples to the servers, group by group, without waiting.
 
         Call it with whole groups as soon as they are drawn; `finish` waits. Rows whose picture
-        another host has are not sent, and stand at the floor.
+        another host has, or whose scenario does not weigh the reward, are not sent, and stand at
+        the floor.
         """
         out = {}
         for name, client in self._clients.items():
@@ -266,7 +316,7 @@ class Scorer:
         found, failed, causes = {}, np.zeros(len(samples), bool), []
         for name, reward in self.rewards.items():
             if name not in self._clients:
-                found[name] = _score(samples, name, reward)
+                found[name] = self._rate(samples, name)
                 continue
             found[name] = np.full(len(samples), reward.floor, np.float32)
             for n, future in enumerate(pending[name]):
@@ -306,13 +356,25 @@ class Scorer:
                 return reward.asked(client, shown)
             return client.score(shown, floor=reward.floor, ceiling=reward.ceiling)[0]
 
-        return _score(samples, name, reward, ask)
+        return self._rate(samples, name, ask)
+
+    def _rate(
+        self, samples: Sequence[Sample], name: str, function: Scores | None = None
+    ) -> np.ndarray:
+        """Scores [N] under one reward; samples that do not weigh it are not shown to it."""
+        reward = self.rewards[name]
+        tables = [weights_of(s.request, self.weights, self.scenarios) for s in samples]
+        rows = np.flatnonzero([name in table for table in tables])
+        out = np.full(len(samples), reward.floor, np.float32)
+        out[rows] = _score([samples[row] for row in rows], name, reward, function)
+        return out
 
     def _ask(self, name: str, reward: Reward) -> tuple[str, str]:
         """Where a served reward is scored and in which version.
 
         Raises:
-          Failed: when a reward server states other bounds than the reward has.
+          Failed: when a reward server states another name or version, or other bounds than the
+            reward has.
         """
         service = self.servers[name]
         where = f"at {', '.join(service.urls)}"
@@ -324,8 +386,14 @@ class Scorer:
             raise Failed(
                 f"{name}: {where} states bounds {stated}, want {(reward.floor, reward.ceiling)}"
             )
-        version = "1" if callable(reward.version) else reward.version  # the reader is over there
-        return where, f"{version}, server {about.get('reward')} {about.get('version')}"
+        serves, version = about.get("reward"), about.get("version")
+        if serves != name and reward.asked is None and (name in REWARDS or ":" in name):
+            raise Failed(f"{name}: {where} is {serves!r}, not {name!r}")
+        # A version that is a function hangs on what is installed over there.
+        own = "1" if callable(reward.version) else reward.version
+        if reward.function is not None and not callable(reward.version) and version != own:
+            raise Failed(f"{name}: {where} is version {version!r}, here it is {own!r}")
+        return where, f"{own}, server {serves} {version}"
 
 
 def _score(

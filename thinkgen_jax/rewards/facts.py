@@ -15,6 +15,11 @@ def of(request: Request) -> Mapping:
     return {**(noted if isinstance(noted, Mapping) else {}), **request.meta}
 
 
+def scenario(request: Request) -> str:
+    """The kind of task, as the item of a prompt set or of the miniature world says; "" for none."""
+    return getattr(request.meta.get("item"), "scenario", "")
+
+
 def described(sample: Sample) -> str:
     """The words a picture is held against: a resolved description where the data has one."""
     return str(of(sample.request).get("description") or sample.request.prompt)

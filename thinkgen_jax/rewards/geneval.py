@@ -21,7 +21,7 @@ import numpy as np
 
 from thinkgen_jax.rewards import facts
 from thinkgen_jax.rewards.remote import Client
-from thinkgen_jax.structs import Sample
+from thinkgen_jax.structs import Request, Sample
 
 COLORS = (
     *("red", "orange", "yellow", "green", "blue"),
@@ -218,6 +218,12 @@ def _position_terms(faults: Sequence[str], targets: Sequence[Detection]) -> list
 # --- what a detector's server says ---
 
 
+def lacks(request: Request) -> str:
+    """What the rules miss in a request, "" for nothing."""
+    missing = {"tag", "include"} - set(facts.of(request))
+    return f"geneval needs meta {sorted(missing)}" if missing else ""
+
+
 def rate(
     client: Client,
     samples: Sequence[Sample],
@@ -246,12 +252,10 @@ def detect(client: Client, samples: Sequence[Sample]) -> list[dict[str, list[Det
       Failed: when the server gives no usable answer.
       ValueError: for a sample without GenEval's metadata.
     """
-    known = [facts.of(sample.request) for sample in samples]
-    for sample, said in zip(samples, known, strict=True):
-        missing = {"tag", "include"} - set(said)
-        if missing:
-            raise ValueError(f"{sample.request.prompt!r}: geneval needs meta {sorted(missing)}")
-    tags = [said["tag"] for said in known]
+    for sample in samples:
+        if lack := lacks(sample.request):
+            raise ValueError(f"{sample.request.prompt!r}: {lack}")
+    tags = [facts.of(sample.request)["tag"] for sample in samples]
 
     def read_all(details: list) -> list[dict[str, list[Detection]]]:
         return [read(detail, tag=tag) for detail, tag in zip(details, tags, strict=True)]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thinkgen_jax.structs import Sample
+from thinkgen_jax.structs import Request, Sample
 from thinkgen_jax.world import tasks, verify
 
 EDITED = ("edit", "reasoning_edit")
@@ -48,9 +48,9 @@ def judge(sample: Sample, *, robust: bool = False) -> Verdict:
     """
     if not sample.valid:
         return _flat(False)
-    item = sample.request.meta.get("item")
-    if not isinstance(item, tasks.Item):
-        raise ValueError("a miniature reward needs request.meta['item'] from the miniature world")
+    if lack := lacks(sample.request):
+        raise ValueError(lack)
+    item = sample.request.meta["item"]
     if item.scenario == "understand":
         return _flat(_plain(sample.instruction) == _plain(item.answer))
     if sample.image is None:
@@ -65,6 +65,13 @@ def judge(sample: Sample, *, robust: bool = False) -> Verdict:
         reward = 0.5 * nearness(sample.instruction, item) + 0.5 * image.reward
         return Verdict(reward, image.strict, image.soft)
     raise ValueError(f"no rule for scenario {item.scenario!r}")
+
+
+def lacks(request: Request) -> str:
+    """What the rules miss in a request, "" for nothing."""
+    is_ours = isinstance(request.meta.get("item"), tasks.Item)
+    needs = "a miniature reward needs request.meta['item'] from the miniature world"
+    return "" if is_ours else needs
 
 
 def rate(samples: Sequence[Sample]) -> np.ndarray:

@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thinkgen_jax import rewards
-from thinkgen_jax.rewards import Rated, Scorer
+from thinkgen_jax.rewards import Rated, Scenarios, Scorer, Weights, facts
 from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.structs import Sample
 
 COMBINE = ("sum", "gdpo")
 WORKERS = 2  # batches that are scored at the same time
 
+Span = tuple[float, float]  # begin and end of some work, in seconds of the monotonic clock
 Share = Callable[[Any], list[Any]]  # gives what every host says to every host, see hosts.exchange
 
 
@@ -40,7 +41,7 @@ class Scored(NamedTuple):
     Attributes:
       samples: what was drawn and written; see `Sample.here`.
       rated: their rewards, and which groups have none, of all hosts.
-      seconds: time that scoring took.
+      seconds: time in which at least one batch was being scored.
       hidden: share of it in which nobody waited for it, in [0, 1].
     """
 
@@ -57,7 +58,7 @@ class Settled(NamedTuple):
     usable: np.ndarray  # bool [B], groups that are learnt from
     failed: np.ndarray  # bool [B], groups that a server gave no usable answer for
     learnt: np.ndarray  # [B, G], what advantages are made of
-    means: dict[str, float]  # of each reward, failed groups left out
+    means: dict[str, float]  # of each reward over what it judged, failed groups left out
 
 
 class Pool:
@@ -80,8 +81,8 @@ class Pool:
     def collect(self, share: Share = alone) -> Scored:
         """Waits for everything handed over.
 
-        To be called when the device has nothing left to do without the rewards: the time that
-        passes in here counts as not hidden.
+        To be called when the device has nothing left to do without the rewards: scoring that goes
+        on while this waits counts as not hidden.
 
         Args:
           share: between several hosts; each has handed over the same rows, and scores its own.
@@ -97,9 +98,11 @@ class Pool:
         except Exception as err:
             share({"error": f"{type(err).__name__}: {err}"})
             raise
-        waited = time.monotonic() - begun
-        seconds = sum(spent for _, _, spent in found)
-        hidden = 1.0 - min(waited / seconds, 1.0) if seconds else 1.0
+        busy = _union([span for _, _, span in found])
+        seconds = sum(end - start for start, end in busy)
+        # The device may still be drawing while somebody waits in here: that is not scoring.
+        waited = sum(max(end - max(start, begun), 0.0) for start, end in busy)
+        hidden = 1.0 - waited / seconds if seconds else 1.0
         samples = [sample for part, _, _ in found for sample in part]
         mine = _join([part for _, part, _ in found])
         told = share({"rated": _told(mine, samples), "seconds": seconds, "hidden": hidden})
@@ -111,11 +114,22 @@ class Pool:
         seconds = max(one["seconds"] for one in told)
         return Scored(samples, rated, seconds, min(one["hidden"] for one in told))
 
-    def _score(self, fetch: Callable[[], list[Sample]]) -> tuple[list[Sample], Rated, float]:
+    def _score(self, fetch: Callable[[], list[Sample]]) -> tuple[list[Sample], Rated, Span]:
         samples = fetch()
         begun = time.monotonic()
         rated = self.scorer.rate(samples, self.group)
-        return samples, rated, time.monotonic() - begun
+        return samples, rated, (begun, time.monotonic())
+
+
+def _union(spans: Sequence[Span]) -> list[Span]:
+    """Spans of time that do not overlap and cover the same."""
+    out: list[Span] = []
+    for begun, ended in sorted(spans):
+        if out and begun <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], ended))
+        else:
+            out.append((begun, ended))
+    return out
 
 
 def _join(rated: list[Rated]) -> Rated:
@@ -156,22 +170,57 @@ def _put_together(mine: Rated, told: Sequence[Mapping], group: int) -> Rated:
 
 def settle(
     scored: Scored,
-    weights: Mapping[str, float],
+    weights: Weights,
     servers: Mapping[str, Service],
     *,
+    scenarios: Scenarios | None = None,
     group: int,
     combine: str,
 ) -> Settled:
-    """Settles invalid responses and drops groups without an answer.
+    """Settles invalid responses and drops groups without an answer, by each scenario's weights.
 
     Args:
       combine: "sum" for advantages of weighted sums, "gdpo" brings each reward to mean 0 and spread
         1 inside its group first.
     """
+    rated, count = scored.rated, len(scored.samples) // group
+    own = [  # of a group, which is of one request
+        facts.scenario(s.request) if scenarios else "" for s in scored.samples[::group]
+    ]
+    table, learnt = np.zeros((2, count, group), np.float32)
+    usable, failed = np.zeros((2, count), bool)
+    judged = {name: np.full((count, group), np.nan, np.float32) for name in rated.parts}
+    for scenario in dict.fromkeys(own):
+        groups = np.flatnonzero([one == scenario for one in own])
+        rows = (groups[:, None] * group + np.arange(group)).reshape(-1)
+        counts = (scenarios or {}).get(scenario, weights)
+        some = Rated({n: rated.parts[n][rows] for n in counts}, rated.failed[rows], ())
+        part = scored._replace(samples=[scored.samples[row] for row in rows], rated=some)
+        one, parts = _settle(part, counts, servers, group=group, combine=combine)
+        table[groups], learnt[groups] = one.table, one.learnt
+        usable[groups], failed[groups] = one.usable, one.failed
+        for name, values in parts.items():
+            judged[name][groups] = values
+    means = {}
+    for name, values in judged.items():
+        here = values[~failed & ~np.isnan(values).any(axis=1)]
+        means |= {name: float(here.mean())} if here.size else {}
+    return Settled(table, usable, failed, learnt, means)
+
+
+def _settle(
+    scored: Scored,
+    weights: Weights,
+    servers: Mapping[str, Service],
+    *,
+    group: int,
+    combine: str,
+) -> tuple[Settled, dict[str, np.ndarray]]:
+    """Settles groups that all have the same weights; also each reward's numbers [B, G]."""
     rated, valid = scored.rated, np.asarray([s.valid for s in scored.samples])
     failed = rated.failed.reshape(-1, group).any(axis=1)
 
-    def tables(values: np.ndarray, weights: Mapping[str, float]):
+    def tables(values: np.ndarray, weights: Weights):
         floor, _ = rewards.bounds(weights, servers)
         return fill(values, valid, group=group, floor=floor)
 
@@ -183,8 +232,7 @@ def settle(
         signs = {name: -1.0 if weights[name] < 0 else 1.0 for name in parts}
         signed = [tables(s * rated.parts[name], {name: s})[0] for name, s in signs.items()]
         learnt = decoupled(np.stack(signed), [abs(weights[name]) for name in signs])
-    means = {} if failed.all() else {n: float(p[~failed].mean()) for n, p in parts.items()}
-    return Settled(table, usable & ~failed, failed, learnt, means)
+    return Settled(table, usable & ~failed, failed, learnt, {}), parts
 
 
 def fill(
@@ -238,6 +286,6 @@ def reward_metrics(settled: Settled, scored: Scored) -> dict[str, float]:
         "reward": float(table.mean()),
         "reward_best": float(table.max(axis=1).mean()),
         "flat_groups": float((table.std(axis=1) < 1e-6).mean()),
-        **(each if len(each) > 1 else {}),
+        **(each if len(scored.rated.parts) > 1 else {}),
         **counts,
     }

@@ -11,7 +11,8 @@ Two kinds of peers, both spoken to in JSON:
   limits start anew with every byte that a slow peer sends.
 * While the last request ended without any answer in time, others ask every replica but once: each
   of a hundred groups would else wait for all the tries of a server that hangs.
-* An answer is believed only if it is whole: the right count of finite numbers inside the bounds.
+* An answer is believed only if it is whole: the right count of finite numbers inside the bounds,
+  from the reward and version that `/health` named at the start.
 * A refusal that would be repeated (400, 401, 403, 404, 413, 422) is not tried again.
 * Pictures travel as PNG: a reward sees what was drawn, not what JPEG made of it.
 """
@@ -105,6 +106,7 @@ class Client:
     def __init__(self, name: str, service: Service):
         self.name = name
         self.service = service
+        self.stated: dict | None = None  # reward and version, once `health` was asked
         self._turn, self._closed = itertools.count(), threading.Event()
         self._hangs = False  # whether the last request ran out of time at every try
         key = os.environ.get(service.key) if service.model else None
@@ -176,11 +178,14 @@ class Client:
           read: from the list of details to what is wanted; ValueError where they do not say it.
 
         Raises:
-          Failed: when no try led to as many finite numbers inside the bounds.
+          Failed: when no try led to as many finite numbers inside the bounds, from the reward and
+            version that `health` found.
         """
 
         def whole(answer: Any) -> tuple[np.ndarray, list]:
             scores = _numbers(answer, "scores", len(samples))
+            if self.stated is not None and (told := _stated(answer)) != self.stated:
+                raise ValueError(f"the answer is of {told}, at the start it was {self.stated}")
             bad = [x for x in scores if not floor - TOLERANCE <= x <= ceiling + TOLERANCE]
             if bad:
                 raise ValueError(f"score {bad[0]}, declared are [{floor}, {ceiling}]")
@@ -192,7 +197,7 @@ class Client:
         return self.call("/score", {"samples": [encode(s) for s in samples]}, whole)
 
     def health(self) -> list[dict]:
-        """What every replica says of itself.
+        """What every replica says of itself; from now on answers of others are none.
 
         Raises:
           Failed: when one does not answer, or they do not serve the same.
@@ -202,9 +207,10 @@ class Client:
             alone = Client(self.name, Service((url,), timeout=self.service.timeout, tries=1))
             with alone:
                 found.append(alone.call("/health", None, _mapping))
-        about = {json.dumps([x.get("reward"), x.get("version")]) for x in found}
+        about = {json.dumps(_stated(one)) for one in found}
         if len(about) > 1:
             raise Failed(f"{self.name}: replicas serve different things: {sorted(about)}")
+        self.stated = _stated(found[0])
         return found
 
     def chat(
@@ -332,6 +338,10 @@ def _mapping(answer: Any) -> dict:
     if not isinstance(answer, dict):
         raise ValueError(f"the answer is no object but {type(answer).__name__}")
     return answer
+
+
+def _stated(answer: Mapping) -> dict:
+    return {name: answer.get(name) for name in ("reward", "version")}
 
 
 def _numbers(answer: Any, name: str, count: int) -> list[float]:

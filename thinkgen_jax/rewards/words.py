@@ -34,7 +34,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from thinkgen_jax.rewards import facts
-from thinkgen_jax.structs import Sample
+from thinkgen_jax.structs import Request, Sample
 
 EXTRA = "launch/requirements-ocr.txt"
 # Short side from which a picture is no small one, and pixels that the short side of small and of
@@ -42,6 +42,7 @@ EXTRA = "launch/requirements-ocr.txt"
 # misread in pictures of 64 pixels, at 256 those of 8-pixel fonts in 256; what RapidOCR takes unless
 # told, 736, reads no more than these and a core needs 240 ms for it, not 45 (256) or 75 (384).
 SMALL, SIDES = 128, (256, 384)
+NO_WORDS = "no words between single quotes"
 
 
 class Match(NamedTuple):
@@ -194,6 +195,26 @@ def read(image: np.ndarray) -> list[str]:
     return [text for text in (found.txts or ()) if text]
 
 
+def lacks_words(request: Request) -> str:
+    """What `word_*` miss in a request, "" for nothing."""
+    return "" if wanted(request.prompt) else NO_WORDS
+
+
+def lacks_repaired_words(request: Request) -> str:
+    """What `reflection_ned_ocr` misses in a request, "" for nothing."""
+    return "" if _repaired_words(request) else NO_WORDS
+
+
+def lacks_text(request: Request) -> str:
+    """What `ocr` misses in a request, "" for nothing."""
+    return "" if quoted(request.prompt).strip() else "no text between double quotes"
+
+
+def lacks_repairs(request: Request) -> str:
+    """What `reflection_ned` misses in a request, "" for nothing."""
+    return "" if facts.of(request).get("repairs") else "no meta['repairs']"
+
+
 def rate_accuracy(samples: Sequence[Sample]) -> np.ndarray:
     """CVTG-2K word accuracy of every picture, float32 [N]."""
     return _rate(samples, lambda words, lines: match(words, lines).accuracy)
@@ -219,12 +240,7 @@ def rate_reflection_words(samples: Sequence[Sample]) -> np.ndarray:
 
     Wanted are the words of `meta["words"]`; without them those that the prompt quotes.
     """
-
-    def of(sample: Sample) -> list[str]:
-        said = facts.of(sample.request).get("words")
-        return wanted(sample.request.prompt) if said is None else split(said)
-
-    return _rate(samples, lambda words, lines: match(words, lines).ned, of)
+    return _rate(samples, lambda words, lines: match(words, lines).ned, _repaired_words)
 
 
 def rate_reflection(samples: Sequence[Sample]) -> np.ndarray:
@@ -234,12 +250,24 @@ def rate_reflection(samples: Sequence[Sample]) -> np.ndarray:
     return np.asarray(found, np.float32)
 
 
-def _rate(samples: Sequence[Sample], rule: Callable, of: Callable | None = None) -> np.ndarray:
+def _quoted_words(request: Request) -> list[str]:
+    return wanted(request.prompt)
+
+
+def _repaired_words(request: Request) -> list[str]:
+    said = facts.of(request).get("words")
+    return wanted(request.prompt) if said is None else split(said)
+
+
+def _rate(
+    samples: Sequence[Sample],
+    rule: Callable,
+    of: Callable[[Request], list[str]] = _quoted_words,
+) -> np.ndarray:
     out = []
     for sample in samples:
-        words = wanted(sample.request.prompt) if of is None else of(sample)
-        if not words:
-            raise ValueError(f"{sample.request.prompt!r} has no words between single quotes")
+        if not (words := of(sample.request)):
+            raise ValueError(f"{sample.request.prompt!r} has {NO_WORDS}")
         out.append(rule(words, _lines(sample)))
     return np.asarray(out, np.float32)
 
