@@ -114,6 +114,9 @@ def test_main_job_on_a_slice_and_on_one_host():
     assert "mesh=v5e-256" in train.replace("\\", "")
     status, commands, _ = dry("sepgrpo-gpu-8.sh", RUNS="/runs")
     assert status == 0 and "--config=configs/sepgrpo.py:thinkgen,mesh=gpu-8" in commands[0]
+    shared = ("--distributed", "--coordinator=a:1", "--hosts=2", "--host=1", "--gpus=4,5,6,7")
+    status, commands, _ = dry("sepgrpo-gpu-8.sh", *shared, RUNS="/runs")
+    assert status == 0 and commands[0][-5:] == list(shared)
 
 
 def test_topologies_names_every_recipe():
