@@ -65,5 +65,7 @@ def released(config) -> None:
     config.optim.dit = common.optim(
         lr=1e-4,  # a guess: 21 M fresh parameters before a frozen network
         trainable=CONNECTOR,  # paper: the connector; prepadding states inferred from its ablation
-        accumulate=2,  # what launch/README.md shows to fit
+        # 256 rows of 512 x 512 at a time, a quarter of stage 3's tokens, which launch/README.md
+        # shows to fit; this stage itself was not compiled.
+        accumulate=2,
     )

@@ -43,5 +43,7 @@ def released(config) -> None:
         schedule="cosine",  # a guess; OmniGen2 fine-tunes at a constant rate
         total_steps=config.steps,
         final_fraction=0.1,  # a guess: down to 1e-5
-        accumulate=4,  # what launch/README.md shows to fit
+        # 256 rows of 512 x 512 at a time, a quarter of stage 3's tokens, which launch/README.md
+        # shows to fit; this stage itself was not compiled.
+        accumulate=4,
     )

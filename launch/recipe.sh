@@ -10,7 +10,10 @@
 # RUNS is the shared folder of runs and weights: RUNS/ThinkGen and RUNS/Qwen3-VL, RUNS/OmniGen2 are
 # released folders, RUNS/<recipe> is each run's. A stage starts where the one before it ended; the
 # reinforcement stages start from RUNS/finetune, or with START=released from RUNS/ThinkGen.
-# NAME is the slice's name (thinkgen-<recipe>); PROJECT, ZONE, SPOT, ATTEMPTS as in launch/tpu.sh.
+# DATA is what stages 1-3 learn from, e.g. "RUNS/captions/*.tar@9,RUNS/edits.jsonl@1", see
+# --config.data; not needed where the flags name pictures themselves.
+# NAME is the slice's name (thinkgen-<recipe>); PROJECT, ZONE, PREPARE, SPOT, ATTEMPTS and the others
+# as in launch/tpu.sh.
 set -euo pipefail
 here=$(dirname "$0")
 
@@ -20,7 +23,7 @@ if [[ "${1:-}" == --dry-run ]]; then
   shift
 fi
 if [[ $# -lt 2 || -z "${RUNS:-}" ]]; then
-  sed -n '3,13s/^# \{0,1\}//p' "$0" >&2
+  sed -n '3,/^set/s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 recipe=$1 slice=$2
@@ -40,7 +43,19 @@ case "$recipe" in
   *) echo "error: no recipe is called $recipe" >&2 && exit 2 ;;
 esac
 start=("--config.start.mllm=$mllm" "--config.start.dit=$dit" "--config.start.vae=$vae")
+data=()
+case "$recipe" in
+  align | pretrain | finetune)
+    if [[ -n "${DATA:-}" ]]; then
+      data=("--config.data=$DATA")
+    elif [[ " $*" != *" --config.data="* && " $*" != *" --config.plans.flow_sft.corpus."* ]]; then
+      echo "error: $recipe learns from real pictures: DATA must be set, see launch/recipe.sh" >&2
+      exit 2
+    fi
+    ;;
+esac
 [[ "${START:-}" != released ]] || start=("--checkpoint=$RUNS/ThinkGen")
 
 exec "$here/tpu.sh" "${dry[@]}" train "${NAME:-thinkgen-${recipe//_/-}}" "$slice" \
-  "--config=configs/$recipe.py:thinkgen,mesh=$slice" "--workdir=$RUNS/$recipe" "${start[@]}" "$@"
+  "--config=configs/$recipe.py:thinkgen,mesh=$slice" "--workdir=$RUNS/$recipe" "${start[@]}" \
+  "${data[@]}" "$@"

@@ -4,7 +4,8 @@
 #
 #   RUNS=... launch/sepgrpo-gpu-8.sh [--dry-run] [flags of thinkgen_jax.train ...]
 #
-# An eighth of the prompts of a slice, see configs/sepgrpo.py.
+# An eighth of the prompts of a slice, see configs/sepgrpo.py. On several hosts, or as several
+# processes of some GPUs each, see "Several hosts" of launch/README.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=()

@@ -11,7 +11,7 @@ from thinkgen_jax.aot import slices
 from thinkgen_jax.aot.programs import OPTIMIZER
 
 FOLDER = Path(__file__).parent / "topologies"
-SLICES = ("v5e-256", "v5p-64", "v5p-128", "v6e-64", "v6e-256", "tpu7x-32", "h100-8")
+SLICES = ("v5e-256", "v5p-64", "v5p-128", "v6e-64", "v6e-256", "tpu7x-32", "h100-8", "h200-8")
 RECIPES = ("sepgrpo", "finetune")
 
 

@@ -6,8 +6,9 @@
 #   launch/topologies.sh [--dry-run] [SLICE ...]       e.g. launch/topologies.sh v5p-64
 #
 # The first three slices compile what learns at full effort, the others everything fast. Five minutes
-# to half an hour a slice; PREFIX, if set, stands before every command. h100-8, one host with eight
-# GPUs, is compiled where it is named; it needs the packages of requirements-cuda.txt instead.
+# to half an hour a slice; PREFIX, if set, stands before every command. h100-8 and h200-8, one host
+# with eight GPUs, are compiled where they are named and need the packages of requirements-cuda.txt
+# instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,10 +25,10 @@ slices=("$@")
 status=0
 for slice in "${slices[@]}"; do
   mesh=$slice recipes=(sepgrpo finetune)
-  [[ $slice != h100-8 ]] || mesh=gpu-8 recipes=(sepgrpo)
+  [[ $slice != h[12]00-8 ]] || mesh=gpu-8 recipes=(sepgrpo)
   for recipe in "${recipes[@]}"; do
     full=()
-    [[ " $thorough " != *" $slice "* ]] || full=(--full=mllm_step,text_step,dit_step,flow_step)
+    [[ " $thorough " != *" $slice "* ]] || full=("--full=mllm_step,text_step,dit_step,flow_step")
     "${run[@]}" python -m thinkgen_jax.compile --config="configs/$recipe.py:thinkgen,mesh=$mesh" \
       --topology="$slice" --quick "${full[@]}" \
       --json="launch/topologies/$recipe-$slice.json" || status=$?

@@ -98,3 +98,17 @@ def test_rows_of_the_released_recipes_lie_on_their_meshes(name):
         sizes = dict(config.mesh)
         with jax.sharding.use_abstract_mesh(abstract(**sizes)):
             recipe.check_rows(config)
+
+
+def test_two_machines_of_gpus_take_twice_the_prompts():
+    """As launch/README.md says."""
+    from configs import sepgrpo
+    from thinkgen_jax import recipe
+
+    config = sepgrpo.get_config("thinkgen,mesh=gpu-8")
+    config.mesh.data = 2
+    with jax.sharding.use_abstract_mesh(abstract(**dict(config.mesh))):
+        with pytest.raises(ValueError, match="is not divisible by 256"):
+            recipe.check_rows(config)
+        config.plans.mllm_grpo.prompts, config.plans.dit_grpo.prompts = 32, 16
+        recipe.check_rows(config)

@@ -72,6 +72,12 @@ def test_refuses_group_size_one(tmp_path):
     refused(change, "group = 1", tmp_path, "mllm_grpo")
 
 
+def test_pictures_that_nobody_named_are_missed_before_weights_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "load", None)
+    with pytest.raises(ValueError, match="config.plans.flow_sft: corpus.sources.*path is not set"):
+        train.run(config_of("align", "thinkgen"), tmp_path / "run")
+
+
 def test_refuses_an_unknown_phase(tmp_path):
     refused(lambda c: c.update(phases=(("dream", 1),)), "dream", tmp_path)
     refused(lambda c: c.update(phases=()), "config.phases is empty", tmp_path)
@@ -146,6 +152,8 @@ def test_what_was_refused_is_not_agreed_with(tmp_path):
         (["--config=configs/none.py"], "No such file"),
         (["--config=configs/nano_vae.py:tiny", "--config.steps=many"], "many"),
         (["--config=configs/nano_vae.py:tiny", "--speed=9"], "speed"),
+        (["--config=configs/nano_vae.py:tiny", "--gpus=0"], "--gpus needs --distributed"),
+        (["--config=configs/nano_vae.py:tiny", "--distributed", "--gpus=x"], "--gpus=x must be"),
     ],
 )
 def test_one_line_for_what_is_wrong(words, message):

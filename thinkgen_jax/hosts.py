@@ -8,15 +8,24 @@
   makes of them is told to all (`exchange`).
 * Who is lost ends the others: a host that is silent for `SILENCE` seconds, or whose connection
   breaks, makes every other one stop and say so, instead of waiting for it for ever.
+* Who cannot go on tells the others why (`together`) before they wait for it.
 * The first host alone writes logs, the config and reports; all of them write commits.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # the notes that hosts leave each other have no public name
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -27,30 +36,41 @@ from thinkgen_jax.structs import Prompt, Tree
 SILENCE = 30  # seconds without a sign of life after which a host counts as lost
 MEETING = 300  # seconds that hosts wait for each other at the start
 FAREWELL = 60  # and at the end
+WAITED = 5  # seconds after which a host that waits for one that failed is ended from outside
+_ROOMS = itertools.count()  # of `together`; all hosts come to them in the same order
 
 
 def start(
-    coordinator: str | None = None, count: int | None = None, index: int | None = None
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    gpus: Sequence[int] | None = None,
 ) -> None:
     """Joins this host to the others; before anything else is done with jax.
 
     Args:
       coordinator: "address:port" of the first host; None asks the environment.
       count, index: number of hosts and this one's from 0, with a coordinator.
+      gpus: numbers of the machine's GPUs that this process takes; None takes all. Processes that
+        share a machine count as hosts and need some of their own each.
 
     Raises:
-      ValueError: when one of the three is missing, or the hosts do not find each other.
+      ValueError: when one of the first three is missing, the GPUs are not numbers from 0, each
+        once, or the hosts do not find each other.
     """
     given = [value is not None for value in (coordinator, count, index)]
     if any(given) and not all(given):
         raise ValueError("--coordinator, --hosts and --host are needed together")
     if count is not None and index is not None and not 0 <= index < count:
         raise ValueError(f"--host={index} must lie in [0, --hosts={count})")
+    if gpus is not None and (not gpus or min(gpus) < 0 or len(set(gpus)) < len(gpus)):
+        raise ValueError(f"--gpus={list(gpus)} must be numbers from 0, each once")
     try:
         jax.distributed.initialize(
             coordinator,
             count,
             index,
+            gpus,
             initialization_timeout=MEETING,
             heartbeat_timeout_seconds=SILENCE,
             shutdown_timeout_seconds=FAREWELL,
@@ -94,15 +114,58 @@ def exchange(message: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(found, sizes, strict=True)]
 
 
-def check_all(problem: str | None) -> None:
-    """Waits until all are here, and stops all of them when one has a problem.
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What every host does for itself and may fail at: who fails stops all, with its cause.
+
+    Ends when all hosts are through. They tell each other by notes and not by their devices, which
+    may be waiting for the one that failed: who does is ended with the cause and status 2.
 
     Raises:
-      ValueError: on every host, with the problem of the first one that has any.
+      ValueError: on hosts that got through, with the cause of one that did not; there, what it was.
     """
-    for index, found in enumerate(exchange(problem)):
-        if found is not None:
-            raise ValueError(found if not several() else f"host {index}: {found}")
+    if not several():
+        yield
+        return
+    notes, through = distributed.global_state.client, threading.Event()
+    if notes is None:
+        raise ValueError(f"this is one of {jax.process_count()} hosts: --distributed is needed")
+    room = f"thinkgen_jax/{next(_ROOMS)}"
+    threading.Thread(target=_watch, args=(notes, room, through), daemon=True).start()
+    cause = "interrupted"
+    try:
+        yield
+        cause = None
+    except Exception as err:
+        cause = (
+            str(err) if isinstance(err, ValueError | OSError) else f"{type(err).__name__}: {err}"
+        )
+        raise
+    finally:
+        through.set()
+        notes.key_value_set(f"{room}/{jax.process_index()}", json.dumps(cause))
+    while True:
+        said = notes.key_value_dir_get(room)
+        if (line := _cause(said)) is not None:
+            raise ValueError(line)
+        if len(said) == jax.process_count():
+            return
+        time.sleep(0.2)
+
+
+def _cause(said: Sequence[tuple[str, str]]) -> str | None:
+    told = ((int(name.rsplit("/", 1)[1]), json.loads(note)) for name, note in said)
+    return next((f"host {index}: {cause}" for index, cause in sorted(told) if cause), None)
+
+
+def _watch(notes, room: str, through: threading.Event) -> None:
+    """Ends this process where another host has failed and this one does not get through."""
+    while not through.wait(1.0):
+        line = _cause(notes.key_value_dir_get(room))
+        if line is not None and not through.wait(WAITED):
+            sys.stderr.write(f"error: {line}\n")
+            sys.stderr.flush()
+            os._exit(2)  # Python cannot interrupt a thread that waits for a device
 
 
 def rows_here(x: jax.Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,12 +201,6 @@ def same(what: str, content: str) -> None:
     others = [index for index, digest in enumerate(found) if digest != found[0]]
     if others:
         raise ValueError(f"{what}: hosts {others} see other files there than host 0")
-
-
-def wait(name: str) -> None:
-    """Waits until every host has come to this place."""
-    if several():
-        multihost_utils.sync_global_devices(name)
 
 
 def lay(batch: Tree, rows: str, *, sliced: bool = False) -> Tree:

@@ -299,24 +299,26 @@ def _flow_data(plan: SftPlan, setup: Setup):
         return _mixed(data, plan), None
     side, host = setup.parts.system.multiple, (jax.process_index(), jax.process_count())
     if plan.corpus.encoded is not None:
-        found = encoded.Encodings(plan.corpus.encoded)
-        encoded.check(found, width=setup.parts.system.dit.condition_dim, plain=plan.plain)
+        with hosts.together():
+            found = encoded.Encodings(plan.corpus.encoded)
+            encoded.check(found, width=setup.parts.system.dit.condition_dim, plain=plan.plain)
         hosts.same(f"corpus.encoded = {plan.corpus.encoded}", found.content)
         data, weights = encoded.streams(
             found, size=plan.batch, drop=plan.drop, seed=setup.seed, host=host
         )
         feed = batches.mixed(data, weights, workers=plan.workers)
         return feed, encoded.mean_tokens(found)
-    feed, tokens = feeding.feed(
-        plan.corpus,
-        shape,
-        multiple=corpus.multiple_of(side),
-        tokens=side,
-        size=plan.batch,
-        workers=plan.workers,
-        host=host,
-        **how,
-    )
+    with hosts.together():
+        feed, tokens = feeding.feed(
+            plan.corpus,
+            shape,
+            multiple=corpus.multiple_of(side),
+            tokens=side,
+            size=plan.batch,
+            workers=plan.workers,
+            host=host,
+            **how,
+        )
     hosts.same("corpus.sources", feed.content)
     return feed, tokens
 

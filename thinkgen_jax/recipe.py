@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from thinkgen_jax import logs, parts, phases, pipeline, sharding, starts
+from thinkgen_jax import hosts, logs, parts, phases, pipeline, sharding, starts
 from thinkgen_jax.bench import miniature
 from thinkgen_jax.data import corpus, encoded
 from thinkgen_jax.data.batches import Stream
@@ -180,6 +180,19 @@ def check_phases(config: ConfigDict) -> None:
             raise ValueError(f"config.phases names {name!r}, config.plans has no such block")
         if LEARNS[name] not in config.optim:
             raise ValueError(f"config.optim has no block {LEARNS[name]!r} for {name!r}")
+
+
+def check_evaluation(config: ConfigDict) -> None:
+    """Refuses to draw before and after where the pictures would lie on several hosts.
+
+    Raises:
+      ValueError: naming `config.evaluate.count`.
+    """
+    if config.evaluate.count and hosts.several():
+        raise ValueError(
+            f"config.evaluate.count = {config.evaluate.count}: {jax.process_count()} hosts cannot "
+            "draw for one; make it 0 and measure the commits with thinkgen_jax.evaluate on one host"
+        )
 
 
 def check_rows(config: ConfigDict) -> None:

@@ -45,19 +45,22 @@ def open_pool(
     Raises:
       ValueError: when a reward's server does not answer one of the hosts.
     """
-    how = dict(scenarios=scenarios, drop_limit=drop_limit)
-    scorer, problem = Scorer(weights, servers, **how), None
+    scorer = Scorer(weights, servers, scenarios=scenarios, drop_limit=drop_limit)
     try:
-        for line in scorer.describe():
-            logs.note(f"{name}: {line}")
-    except Failed as err:
-        problem = f"config.plans.{name}.servers: {err}"
-    try:
-        hosts.check_all(problem)
+        with hosts.together():
+            _introduce(name, scorer)
     except ValueError:
         scorer.close()
         raise
     return Pool(scorer, group)
+
+
+def _introduce(name: str, scorer: Scorer) -> None:
+    try:
+        for line in scorer.describe():
+            logs.note(f"{name}: {line}")
+    except Failed as err:
+        raise ValueError(f"config.plans.{name}.servers: {err}") from None
 
 
 def check_requests(

@@ -87,15 +87,22 @@ def make_mesh(
     """Builds the mesh from the sizes of its four axes, over all devices or the given ones.
 
     Raises:
-      ValueError: when the sizes do not multiply to at most the number of devices.
+      ValueError: when the sizes do not multiply to at most the number of devices, or, on several
+        hosts, to less than all of them: a host without a device could not take part.
     """
     shape = (data, fsdp, tensor, context)
     count = data * fsdp * tensor * context
+    several = devices is None and jax.process_count() > 1
     devices = jax.devices() if devices is None else devices
     if min(shape) < 1 or count > len(devices):
         raise ValueError(
             f"config.mesh {dict(zip(AXES, shape, strict=True))} needs {count} devices, "
             f"{len(devices)} are there"
+        )
+    if several and count < len(devices):
+        raise ValueError(
+            f"config.mesh {dict(zip(AXES, shape, strict=True))} takes {count} of {len(devices)} "
+            f"devices; on {jax.process_count()} hosts it must take all, see mesh= of the config"
         )
     # An axis of 8 may lie across two sides of a 4 x 4 x 4 slice.
     laid = create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)

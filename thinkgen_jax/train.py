@@ -30,7 +30,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from thinkgen_jax import cache, checkpoint, hosts, logs, phases, recipe, report, sharding, starts
-from thinkgen_jax.phases import Phase, Setup
+from thinkgen_jax.phases import Phase, RlPlan, Setup, SftPlan
 from thinkgen_jax.rewards.remote import Unavailable
 from thinkgen_jax.steps import turns
 from thinkgen_jax.structs import States
@@ -50,6 +50,9 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run on several hosts, see
 COORDINATOR = flags.DEFINE_string("coordinator", None, "address:port of host 0; off Cloud TPUs.")
 HOSTS = flags.DEFINE_integer("hosts", None, "Number of hosts, with --coordinator.")
 HOST = flags.DEFINE_integer("host", None, "This host's number from 0, with --coordinator.")
+GPUS = flags.DEFINE_list(
+    "gpus", None, "GPUs of this process where several share a machine, 0,1; default all."
+)
 
 CONFIG_FILE = "config.json"
 PLACES = ("mesh.", "arg")  # where a run goes on may differ; its preset is in config.model
@@ -69,9 +72,8 @@ def main(argv: list[str]) -> None:
     if config is None:
         raise app.UsageError("--config is needed, e.g. --config=configs/sepgrpo.py")
     try:
-        if DISTRIBUTED.value:
-            hosts.start(COORDINATOR.value, HOSTS.value, HOST.value)
-        with config.unlocked():
+        join()
+        with hosts.together(), config.unlocked():
             config.seed = config.seed if SEED.value is None else SEED.value
             if CHECKPOINT.value is not None:
                 config.start.update(starts.of_checkpoint(CHECKPOINT.value))
@@ -84,6 +86,24 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last commit", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def join() -> None:
+    """Joins the other hosts if the flags say so.
+
+    Raises:
+      ValueError: for flags that do not go together, or hosts that do not find each other.
+    """
+    if DISTRIBUTED.value:
+        try:
+            gpus = None if GPUS.value is None else [int(number) for number in GPUS.value]
+        except ValueError:
+            raise ValueError(f"--gpus={','.join(GPUS.value)} must be numbers, e.g. 0,1") from None
+        hosts.start(COORDINATOR.value, HOSTS.value, HOST.value, gpus)
+        return
+    given = [flag.name for flag in (COORDINATOR, HOSTS, HOST, GPUS) if flag.value is not None]
+    if given:
+        raise ValueError(f"--{given[0]} needs --distributed")
 
 
 def run(
@@ -100,15 +120,13 @@ def run(
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # the workers that make batches ask flags of their own
-    checkpoint.ensure_space(workdir, 0)
-    if config.log.get("wandb"):
-        logs.elsewhere(config.log.wandb)  # now, not behind the evaluation
-    if hosts.is_first():
-        check_config(workdir, config, fresh=fresh)
+    with hosts.together():  # all of them before the first may move the folder aside
+        checkpoint.ensure_space(workdir, 0)
+    with hosts.together():
+        plans = prepare(config, workdir, fresh=fresh)
     page = workdir / report.PAGE
     cache.enable()
     log = logs.setup(workdir) if hosts.is_first() else logging.getLogger("thinkgen_jax.host")
-    hosts.wait("config")
     mesh = sharding.make_mesh(**config.mesh)
     with (
         jax.set_mesh(mesh),
@@ -118,20 +136,23 @@ def run(
         if (saves.latest_step or 0) >= config.steps and page.exists():
             log.info("finished: %s\n\n%s", page, page.read_text(encoding="utf-8"))
             return workdir
-        setup, states = recipe.load(config, log)
-        built = {name: phases.build(name, plan, setup) for name, plan in recipe.plans(config)}
+        with hosts.together():
+            setup, states = recipe.load(config, log)
+            room = checkpoint.nbytes(states) * (config.checkpoint.keep + 2)
+            checkpoint.ensure_space(workdir, room)
+        built = {name: phases.build(name, plan, setup) for name, plan in plans.items()}
         for phase in built.values():
             opened.callback(phase.close)
-        checkpoint.ensure_space(workdir, checkpoint.nbytes(states) * (config.checkpoint.keep + 2))
         # Only now: a config that was refused leaves nothing that the next one must agree with.
         if hosts.is_first():
             plain = json.dumps(recipe.plain(config), indent=2)
             logs.write_text(workdir / CONFIG_FILE, plain + "\n")
         start = 0
         if saves.latest_step is not None:
-            latest = checkpoint.read_meta(saves.folder / str(saves.latest_step))
-            starts.check_base(config, latest)
-            start, states = resume(saves, states, built)
+            with hosts.together():
+                latest = checkpoint.read_meta(saves.folder / str(saves.latest_step))
+                starts.check_base(config, latest)
+                start, states = resume(saves, states, built)
             log.info("resumed at step %d of %d", start, config.steps)
         scores = {"before": recipe.evaluation(config, setup, states, workdir, "before")}
         states = loop(config, workdir, saves, setup, states, built, start, profile)
@@ -144,6 +165,23 @@ def run(
         write_report(config, workdir, scores)
     log.info("report: %s", page)
     return workdir
+
+
+def prepare(config: ConfigDict, workdir: Path, *, fresh: bool) -> dict[str, SftPlan | RlPlan]:
+    """Refuses what can be refused before anything is read; returns the plans of the phases.
+
+    Raises:
+      ValueError: for a config that cannot be run, or not on several hosts, or is not that of the
+        run in the folder.
+    """
+    if config.log.get("wandb"):
+        logs.elsewhere(config.log.wandb)  # now, not behind the evaluation
+    recipe.check_phases(config)
+    recipe.check_evaluation(config)
+    plans = dict(recipe.plans(config))
+    if hosts.is_first():
+        check_config(workdir, config, fresh=fresh)
+    return plans
 
 
 def loop(

@@ -18,6 +18,7 @@ from thinkgen_jax.aot import slices
         ("v6e-64", "8x8", 64, 64),
         ("tpu7x-32", "2x2x4", 16, 32),
         ("h100-16", "2x8", 16, 16),
+        ("h200-8", "1x8", 8, 8),
     ],
 )
 def test_names_and_shapes(name, shape, chips, devices):
@@ -25,10 +26,27 @@ def test_names_and_shapes(name, shape, chips, devices):
     assert (machine.shape, machine.chips, machine.count) == (shape, chips, devices)
 
 
-@pytest.mark.parametrize("name", ["v5p-65", "v5e:3x3", "v9-8", "h100-12", "v5p"])
+@pytest.mark.parametrize("name", ["v5p-65", "v5e:3x3", "v9-8", "h100-12", "h200-12", "v5p"])
 def test_what_does_not_exist_is_refused(name):
     with pytest.raises(ValueError, match=f"--topology={name}: no such machine"):
         slices.parse(name)
+
+
+def test_an_h200_is_an_h100_with_more_memory(monkeypatch):
+    """As published by the compiler's own project for both cards."""
+    told = []
+    monkeypatch.setattr(slices, "_describe", lambda *_, **how: told.append(how) or [])
+    machines = [slices.parse(name) for name in ("h100-8", "h200-8")]
+    for machine in machines:
+        slices.devices(machine)
+    h100, h200 = (how["target_config"].splitlines() for how in told)
+    assert [how["topology"] for how in told] == ["1x1x8"] * 2
+    other = [new.split() for old, new in zip(h100, h200, strict=True) if old != new]
+    assert "4800000000000" in other[0] and "151397597184" in other[1] and len(other) == 3
+    assert [(m.kind, m.chip.hbm, slices.mesh_of(m)["fsdp"]) for m in machines] == [
+        ("h100", 79.0, 8),
+        ("h100", 139.0, 8),
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name in common.MESHES if name[:1] in "vt" and name])

@@ -129,11 +129,47 @@ def test_a_lost_host_ends_the_other_with_its_cause(start, tmp_path, lost):
     assert any(word in cause.replace("[gloo] rank", "") for word in words), cause[-2000:]
 
 
+def test_a_cause_on_one_host_is_told_by_the_other(start, tmp_path):
+    """Even where it waits for a sum that will not come; and what several hosts cannot do at all."""
+    first, second = start("refused")
+    assert first.wait(timeout=240) == 2 and second.wait(timeout=PATIENCE) != 0
+    assert "\nOSError: no such weights\n" in told(tmp_path, 1)
+    assert "error: host 1: no such weights\n" in told(tmp_path, 0), told(tmp_path, 0)
+
+
+def test_two_hosts_end_with_one_line_each(tmp_path):
+    """Host 0 alone looks whether the run in the folder has another config."""
+    (tmp_path / "config.json").write_text('{"seed": 7}')
+    address = f"--coordinator=127.0.0.1:{free_port()}"
+    words = ["--config=configs/nano_mllm.py:tiny", "--config.mesh.data=2", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-m", "thinkgen_jax.train", *words, "--distributed", address]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    both = [
+        subprocess.Popen(
+            [*command, "--hosts=2", f"--host={n}"], cwd=ROOT, env=env, stderr=subprocess.PIPE
+        )
+        for n in range(2)
+    ]
+    try:
+        errors = [one.communicate(timeout=240)[1].decode().strip() for one in both]
+    finally:
+        for one in both:
+            one.kill()
+            one.wait()
+    assert [one.returncode for one in both] == [2, 2], errors
+    cause = f"--workdir={tmp_path} holds a run of another config"
+    for said, line in zip(errors, (f"error: {cause}", f"error: host 0: {cause}"), strict=True):
+        assert f"\n{line}" in f"\n{said}" and "Traceback" not in said, said
+
+
 def test_a_host_needs_all_of_its_flags():
     with pytest.raises(ValueError, match="--coordinator, --hosts and --host"):
         hosts.start("127.0.0.1:1", None, 0)
     with pytest.raises(ValueError, match=r"--host=2 must lie in \[0, --hosts=2\)"):
         hosts.start("127.0.0.1:1", 2, 2)
+    for gpus in ([], [-1], [0, 0]):
+        with pytest.raises(ValueError, match=r"--gpus=\[.*\] must be numbers from 0, each once"):
+            hosts.start("127.0.0.1:1", 2, 0, gpus)
 
 
 def test_alone_nothing_changes():
@@ -143,6 +179,5 @@ def test_alone_nothing_changes():
     assert hosts.exchange({"x": 1}) == [{"x": 1}]
     numbers, rows = hosts.rows_here(jax.numpy.arange(6).reshape(3, 2))
     assert numbers.tolist() == [0, 1, 2] and rows.tolist() == [[0, 1], [2, 3], [4, 5]]
-    hosts.check_all(None)
-    with pytest.raises(ValueError, match="^no server$"):
-        hosts.check_all("no server")
+    with pytest.raises(ValueError, match="^no server$"), hosts.together():
+        raise ValueError("no server")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One host of several, as a process: takes three steps, reinforces, or steps until it is ended.
+"""One host of several, as a process: takes three steps, reinforces, steps until it is ended, or is
+refused what several hosts cannot do and ends with a cause that lies on the other one.
 
-python -m tests.hosts.worker COORDINATOR HOSTS HOST WORKDIR steps|rl|forever
+python -m tests.hosts.worker COORDINATOR HOSTS HOST WORKDIR steps|rl|forever|refused
 """
 
 import json
@@ -21,12 +22,18 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 from jax.experimental import multihost_utils  # noqa: E402
 
-from tests.hosts import rl_run, small_run  # noqa: E402
+from tests.hosts import refused, rl_run, small_run  # noqa: E402
 from thinkgen_jax import checkpoint, hosts, sharding  # noqa: E402
 
 coordinator, count, index, workdir, mode = sys.argv[1:]
 hosts.SILENCE = 10  # the test should not wait longer than it must
-hosts.start(coordinator, int(count), int(index))
+gpus = [int(index), 7] if mode == "refused" else None
+hosts.WAITED = 1
+hosts.start(coordinator, int(count), int(index), gpus)
+if mode == "refused":
+    assert jax.config.values["jax_cuda_visible_devices"] == f"{index},7"
+    refused.run(int(index))
+    raise AssertionError("a host went on")
 if mode == "rl":
     with jax.set_mesh(sharding.make_mesh(**rl_run.MESH)):
         told, states, cause = rl_run.run()
@@ -60,7 +67,8 @@ with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir) as saves:
             time.sleep(0.1)
     saves.save(small_run.STEPS, {"mllm": state}, data={}, meta={}, finite=True, score=None)
     saves.wait()
-    hosts.wait("committed")
+    with hosts.together():
+        pass  # until all of it is written
     # What a later stage starts from: every host reads what lies on its own devices.
     again = checkpoint.restore_learned(workdir, "mllm", place=partial(sharding.infer, mesh=mesh))
     for old, new in zip(jax.tree.leaves(state.params), jax.tree.leaves(again), strict=True):

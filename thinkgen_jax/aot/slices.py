@@ -5,8 +5,9 @@ A TPU slice is named as Google Cloud names it (v5p-64 and tpu7x-32 count cores, 
 and v6e-64 count chips) or by its shape (v5p:2x4x4). One JAX device is a chip, but half a chip of
 tpu7x. Descriptions of TPUs need libtpu, those of GPUs the CUDA plugin; neither needs a device.
 
-Source: usable memory is what the compiler of libtpu 0.0.42 enforces; arithmetic (dense bfloat16),
-memory and interconnect rates are the vendors' published ones, a direction of the links each.
+Source: usable memory is what the compiler of libtpu 0.0.42 enforces, of GPUs what the driver
+leaves; arithmetic (dense bfloat16), memory and interconnect rates are the vendors' published ones,
+a direction of the links each.
 """
 
 import math
@@ -47,6 +48,7 @@ CHIPS = {
     "v6e": Chip(31.25, 918e12, 1640e9, 448e9),
     "tpu7x": Chip(94.75, 1153e12, 3690e9, 600e9),
     "h100": Chip(79.0, 989e12, 3350e9, 450e9),
+    "h200": Chip(139.0, 989e12, 4800e9, 450e9),
 }
 FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
@@ -66,21 +68,26 @@ OVERLAP = {
 # Whatever the effort: libtpu 0.0.42 aborts where it gives tpu7x's sparse cores a sum over one ring.
 NEEDED = {"tpu7x": {"xla_tpu_enable_sparse_core_collective_offload_all_reduce": "false"}}
 OPTIONS = {"v5p": OVERLAP, "v6e": OVERLAP, "tpu7x": OVERLAP}
-# What the compiler for GPUs must know of an H100, as its `GpuTargetConfigProto` in text.
-H100 = """
-gpu_device_info {
+# What the compiler for GPUs must know, as its `GpuTargetConfigProto` in text. Both cards have one
+# chip and differ in their memory: bytes a second, and bytes. Source: specs of openxla/xla@4336d12.
+GPUS = {
+    "h100": (3352320000000, 84929347584, "NVIDIA H100 80GB HBM3"),
+    "h200": (4800000000000, 151397597184, "NVIDIA H200 141GB HBM3e"),
+}
+GPU = """
+gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
   fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
+  block_dim_limit_z: 65535 memory_bandwidth: {rate} l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: {size} shared_memory_per_block_optin: 232448
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  cuda_compute_capability { major: 9 }
-}
+  cuda_compute_capability {{ major: 9 }}
+}}
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 }
-runtime_version { major: 12 minor: 8 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info {{ major: 9 minor: 8 }}
+runtime_version {{ major: 12 minor: 8 }}
+device_description_str: "{name}"
 """
 QUICK = {"exec_time_optimization_effort": -1.0}
 
@@ -91,18 +98,20 @@ class Slice:
 
     Attributes:
       name: as the user says it.
-      kind: key of `CHIPS`.
+      kind: what its programs are compiled for: a key of `SHAPES`, or h100 for all GPUs.
       shape: chips along each axis, "2x4x4"; for GPUs "hosts x GPUs".
+      card: key of `CHIPS`.
     """
 
     name: str
     kind: str
     shape: str
+    card: str
 
     @property
     def chip(self) -> Chip:
         """What each of its devices has."""
-        return CHIPS[self.kind]
+        return CHIPS[self.card]
 
     @property
     def chips(self) -> int:
@@ -130,13 +139,13 @@ def parse(name: str) -> Slice:
     if kind in SHAPES:
         by_cores = {chips * CHIP_CORES[kind]: s for chips, s in SHAPES[kind].items()}
         if colon and shape in SHAPES[kind].values():
-            return Slice(name, kind, shape)
+            return Slice(name, kind, shape, kind)
         if dash and number.isdigit() and int(number) in by_cores:
-            return Slice(name, kind, by_cores[int(number)])
+            return Slice(name, kind, by_cores[int(number)], kind)
         known = [f"{kind}-{cores}" for cores in by_cores]
-    elif kind == "h100" and number.isdigit() and (int(number) % 8 == 0 or int(number) in (1, 2, 4)):
+    elif kind in GPUS and number.isdigit() and (int(number) % 8 == 0 or int(number) in (1, 2, 4)):
         per_host = min(int(number), 8)
-        return Slice(name, kind, f"{int(number) // per_host}x{per_host}")
+        return Slice(name, "h100", f"{int(number) // per_host}x{per_host}", kind)
     else:
         known = [f"{kind}-..." for kind in CHIPS]
     raise ValueError(f"--topology={name}: no such machine; known are {', '.join(known)}")
@@ -170,7 +179,9 @@ def devices(machine: Slice) -> Sequence[jax.Device]:
 
 def _gpus(machine: Slice) -> Sequence[jax.Device]:
     hosts, each = machine.shape.split("x")
-    return _describe("cuda", "", "cuda", target_config=H100, topology=f"1x{hosts}x{each}")
+    rate, size, name = GPUS[machine.card]
+    target = GPU.format(rate=rate, size=size, name=name)
+    return _describe("cuda", "", "cuda", target_config=target, topology=f"1x{hosts}x{each}")
 
 
 def _describe(platform: str, name: str, extra: str, **how) -> Sequence[jax.Device]:
