@@ -72,10 +72,11 @@ def picture(path):
 
 
 def dogs(path, body, n):
+    about = {"reward": "dogs", "version": "2"}
     if path == "/health":
-        return 200, {"reward": "dogs", "version": "2"}
+        return 200, about
     box = [0, 0, 5, 5, 0.95, ""]
-    return 200, {"scores": [0], "details": [{"dog": [box], "cup": [box]}]}
+    return 200, {**about, "scores": [0], "details": [{"dog": [box], "cup": [box]}]}
 
 
 def test_geneval_through_the_door(door, drawn, tmp_path, capsys):
