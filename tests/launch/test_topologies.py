@@ -7,10 +7,14 @@ from launch import topologies
 from thinkgen_jax.aot import build, slices
 
 KNOWN = topologies.load()
-MAIN = ("v5e-256", "v5p-64", "v6e-64")  # whose learning programs were compiled at full effort
+# What learns and was compiled at full effort.
+FULL = {name: ("mllm_step", "dit_step", "flow_step") for name in ("v5e-256", "v5p-64")}
+FULL["v6e-64"] = ("mllm_step", "dit_step")
 WRITE = {"prefill", "think", "read", "encode", "draw", "pixels", "logprobs", "mllm_step"}
 PATHS = {"think_once", "paths", "paint", "path_logprobs", "dit_step"}
 PROGRAMS = WRITE | PATHS | {"text_step", "flow_step"}
+# Stage 3 has no recipe for one host of GPUs; libtpu 0.0.42 aborts over the other.
+MISSING = {"h100-8": {"flow_step"}, "h200-8": {"flow_step"}, "tpu7x-32": {"dit_step"}}
 
 
 def programs(name):
@@ -20,16 +24,16 @@ def programs(name):
 @pytest.mark.parametrize("name", [name for name in topologies.SLICES if KNOWN[name]])
 def test_every_program_fits_with_a_tenth_to_spare(name):
     found = programs(name)
-    assert set(found) == PROGRAMS - ({"flow_step"} if name.startswith("h100") else set())
+    assert set(found) == PROGRAMS - MISSING.get(name, set())
     for program, one in found.items():
         assert one["verdict"] == build.FITS, program
         assert 0 < one["need"] <= 0.9 * slices.parse(name).chip.hbm, program
 
 
-@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("name", FULL)
 def test_what_learns_can_reach_half_of_the_peak_and_attends_by_the_kernel(name):
     machine, found = slices.parse(name), programs(name)
-    for program in ("mllm_step", "dit_step", "flow_step"):
+    for program in FULL[name]:
         one = found[program]
         assert not one["quick"], program
         assert machine.share(one["flops"], one["bound"]["total"]) >= 0.5, program
