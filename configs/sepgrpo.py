@@ -65,7 +65,7 @@ def prompted(config) -> None:
             if any(reward in own for own in rules.values())
         }
         for key, value in common.scoring(servers, rules).items():
-            plan[key] = value
+            plan[key] = value  # `update` would keep the world's rewards beside these
 
 
 def token_plan(nano: bool) -> dict:

@@ -318,9 +318,9 @@ def restore_subtree(
       path: A run, its `checkpoints` folder, or one commit.
       names: `/`-joined paths of sub-trees below the state.
       abstract: The wanted structure of each name; dtype and placement follow it. Without it, arrays
-        keep their dtype and go to the first device, or where `place` says.
-      place: Shardings of a sub-tree by its abstract arrays, e.g. `sharding.infer` on a mesh. Needed
-        on several hosts, and where one device cannot hold the whole.
+        keep their dtype and go to the first device.
+      place: Shardings of a sub-tree by its abstract arrays, e.g. `sharding.infer` on a mesh; above
+        `abstract`'s. Needed on several hosts, and where one device cannot hold the whole.
 
     Returns:
       Name to sub-tree, in plain dicts where `abstract` does not say otherwise.
@@ -340,7 +340,7 @@ def restore_subtree(
         if abstract is not None:
             _compare(commit, _by_path(node, name), _by_path(abstract[name], name), dtypes=False)
             node = abstract[name]
-        elif place is not None:
+        if place is not None:
             node = jax.tree.map(
                 lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
                 node,

@@ -179,9 +179,8 @@ def _check(out: Path) -> None:
     benchmark, prompts = bench.OFFICIAL[BENCHMARK.value], Path(PROMPTS.value)
     tasks = benchmark.read(prompts)
     official.check(tasks, out)
-    is_scored = {"judge": JUDGE.value, "detector": DETECTOR.value, "reader": True}
-    if benchmark.ready is not None and is_scored[benchmark.needs]:
-        benchmark.ready(prompts, tasks[: LIMIT.value or None])
+    some, tools = tasks[: LIMIT.value or None], dict(judge=JUDGE.value, detector=DETECTOR.value)
+    official.can_score(benchmark, prompts, some, **tools)
     out.mkdir(parents=True, exist_ok=True)
     _writable(out / "result.json")
 

@@ -77,7 +77,8 @@ def read(
     meta = checkpoint.meta_of(folder)
     adapted = meta.get("lora", {}).get(tree)
     if adapted is None:
-        return checkpoint.restore_learned(folder, tree, _abstract(shapes, dtype, where))
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
+        return checkpoint.restore_learned(folder, tree, wanted, place=place)
     below = meta["start"][tree]
     if below != "assets" and not Path(below).is_dir():
         raise ValueError(
@@ -87,12 +88,3 @@ def read(
     adapters = checkpoint.restore_learned(folder, tree, place=place)
     merged = lora.merged(base, adapters, LoraConfig(**adapted))
     return jax.tree.map(lambda x: x.astype(dtype), merged)
-
-
-def _abstract(shapes: Tree, dtype: str, where: Tree | None) -> Tree:
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
-    if where is None:
-        return shapes
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
-    )

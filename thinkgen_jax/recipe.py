@@ -68,7 +68,7 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     references = {}
     if _is_rl(config):
         # Copies: the states' own arrays are donated at the first update.
-        references = {t: still(t, jax.tree.map(jnp.copy, trees[t])) for t in learns - adapted}
+        references = {t: jax.tree.map(jnp.copy, still(t, trees[t])) for t in learns - adapted}
     states = {}
     for tree in sorted(learns):
         params = trees[tree]

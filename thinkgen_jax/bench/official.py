@@ -188,9 +188,7 @@ def run(
     asked = {"benchmark": benchmark.title, "prompts": digest(tasks)}
     asked["weights"] = weights_of(model.params)  # a run's folder holds others after some steps
     tasks = tasks[:limit] if limit else tasks
-    is_scored = benchmark.needs == "reader" or getattr(tools, benchmark.needs) is not None
-    if is_scored and benchmark.ready is not None:
-        benchmark.ready(prompts, tasks)
+    is_scored = can_score(benchmark, prompts, tasks, **tools._asdict())
     scores, notes, shown = {}, [], []
     for thinks in think:
         folder = out / MODES[thinks]
@@ -303,6 +301,20 @@ def append(path: Path, lines: Sequence[str]) -> None:
     cut = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" * bool(cut) + "".join(line + "\n" for line in lines))
+
+
+def can_score(
+    benchmark: Benchmark, prompts: Path, tasks: Sequence[Task], *, judge: object, detector: object
+) -> bool:
+    """Whether scoring has what it asks: a judge, a detector, or the reader that is always there.
+
+    Raises:
+      ValueError: when it has, but the copy or the machine lacks what scoring these tasks reads.
+    """
+    is_there = {"judge": judge, "detector": detector, "reader": True}[benchmark.needs]
+    if is_there and benchmark.ready is not None:
+        benchmark.ready(prompts, tasks)
+    return bool(is_there)
 
 
 def records(path: Path) -> Iterator[dict]:

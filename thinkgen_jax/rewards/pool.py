@@ -193,7 +193,7 @@ def settle(
     for scenario in dict.fromkeys(own):
         groups = np.flatnonzero([one == scenario for one in own])
         rows = (groups[:, None] * group + np.arange(group)).reshape(-1)
-        counts = (scenarios or {}).get(scenario, weights)
+        counts = rewards.weights_of(scored.samples[rows[0]].request, weights, scenarios)
         some = Rated({n: rated.parts[n][rows] for n in counts}, rated.failed[rows], ())
         part = scored._replace(samples=[scored.samples[row] for row in rows], rated=some)
         one, parts = _settle(part, counts, servers, group=group, combine=combine)
