@@ -33,7 +33,7 @@ def get_config(arg=None):
     config = sepgrpo.get_config(arg)
     config.name = "served"
     # Each part is scored while the next is drawn; what nobody hides is the last one's.
-    chunks = dict(mllm_grpo=4, dit_grpo=6) if config.model == "nano" else {}
+    chunks = dict(mllm_grpo=8, dit_grpo=12) if config.model == "nano" else {}
     for name, plan in config.plans.items():
         plan.update(scoring())
         plan.streams = dict(a_drawn=common.stream(1.0, dict(text=1.0), length=112))

@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 OURS = "launch/scorers/requirements-ours.txt"
 PATIENCE = 180  # seconds a server may take to start
 PHASES = ("mllm_grpo", "dit_grpo")
+# Cores are shared here: what a server asks for it gets at once, while the run can draw on.
+BEHIND = ("nice", "-n", "10")
 
 
 class Server(NamedTuple):
@@ -173,8 +175,8 @@ def train(place: Place, config: str, rest: list[str]) -> None:
       Stopped: when the run stops, with its status.
     """
     run = place.folder / "run"
-    words = [sys.executable, "-m", "thinkgen_jax.train", f"--config={config}", f"--workdir={run}"]
-    words += [*urls(place), *rest]
+    words = [*BEHIND, sys.executable, "-m", "thinkgen_jax.train"]
+    words += [f"--config={config}", f"--workdir={run}", *urls(place), *rest]
     tell(words)
     if place.dry:
         return

@@ -45,6 +45,8 @@ def test_a_dry_run_tells_everything_and_does_nothing(tmp_path, capsys):
     place = served.Place(tmp_path / "out", 9000, here=False, dry=True)
     served.run(place, TINY, ["--config.seed=3"])
     lines = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
+    behind = list(served.BEHIND)
+    assert lines[-1][: len(behind)] == behind and behind[0] not in sum(lines[:-1], [])
     modules = [words[words.index("-m") + 1] for words in lines]
     assert modules == (
         ["venv", "pip"] * 3

@@ -126,9 +126,15 @@ def test_reads_large_pictures_and_colours_and_nothing_in_nothing(rapid):
 def test_flags_of_an_earlier_call_do_not_stay(rapid):
     """RapidOCR remembers `use_det=False`, and would then read the whole picture as one line."""
     image = shown("COFFEE", 128, 12, 3)
-    engine, _ = words._engine(words.SIDES[1])
+    engine = words._engine(words.SIDES[1])
     engine(image, use_det=False, use_cls=False, use_rec=True)
     assert words.read(image) == ["COFFEE"]
+
+
+def test_pictures_read_at_the_same_time_keep_their_order(rapid):
+    texts = ["COFFEE", "STOP", "", "OPEN", "BAKERY"]
+    images = [shown(text, 128, 12, n) for n, text in enumerate(texts)]
+    assert words.read_all(images) == [[text] if text else [] for text in texts]
 
 
 def test_rewards_of_real_pictures(rapid):

@@ -23,10 +23,12 @@ Source: TextCrafter evaluation (CVTG-2K); flow_grpo@ac4c86e flow_grpo/ocr.py.
 import difflib
 import importlib.metadata
 import logging
+import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
 
@@ -42,6 +44,7 @@ EXTRA = "launch/requirements-ocr.txt"
 # misread in pictures of 64 pixels, at 256 those of 8-pixel fonts in 256; what RapidOCR takes unless
 # told, 736, reads no more than these and a core needs 240 ms for it, not 45 (256) or 75 (384).
 SMALL, SIDES = 128, (256, 384)
+READERS = 4  # pictures that are read at the same time, where there are as many cores
 NO_WORDS = "no words between single quotes"
 
 
@@ -153,23 +156,27 @@ def nearest(said: str, rights: Sequence[str]) -> float:
 
 # --- reading ---
 
+_own = threading.local()  # the readers of each thread, by their short side
 
-@cache
+
 def _engine(side: int):
-    """The reader that enlarges short sides to `side` pixels, loaded once, and its lock.
+    """This thread's reader that enlarges short sides to `side` pixels, loaded once.
 
     Raises:
       ValueError: where the extra is not installed.
     """
+    if side in (own := vars(_own)):
+        return own[side]
     try:
         from rapidocr import RapidOCR
     except ImportError as err:
         raise ValueError(f"reading words needs RapidOCR: pip install -r {EXTRA}") from err
-    # One thread: pictures are read beside the programs of the device.
+    # One core a reader: pictures are read side by side, and beside the programs of the device.
     threads = "EngineConfig.onnxruntime.intra_op_num_threads"
     engine = RapidOCR(params={"Global.log_level": "error", "Det.limit_side_len": side, threads: 1})
     logging.getLogger("RapidOCR").propagate = False  # it repeats every empty picture
-    return engine, threading.Lock()
+    own[side] = engine
+    return engine
 
 
 def reader() -> str:
@@ -189,10 +196,20 @@ def read(image: np.ndarray) -> list[str]:
     Raises:
       ValueError: where RapidOCR is not installed.
     """
-    engine, lock = _engine(SIDES[min(image.shape[:2]) >= SMALL])
-    with lock:  # flags of a call stay behind in the engine: one call at a time, all flags given
-        found = engine(image[..., ::-1], use_det=True, use_cls=True, use_rec=True)
+    engine = _engine(SIDES[min(image.shape[:2]) >= SMALL])
+    # Flags of a call stay behind in the engine: it is no other thread's, and all flags are given.
+    found = engine(image[..., ::-1], use_det=True, use_cls=True, use_rec=True)
     return [text for text in (found.txts or ()) if text]
+
+
+def read_all(images: Iterable[np.ndarray]) -> list[list[str]]:
+    """What `read` finds in each picture; several are read at the same time."""
+    return list(_threads().map(read, images))
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(READERS, os.cpu_count() or 1), thread_name_prefix="words")
 
 
 def lacks_words(request: Request) -> str:
@@ -232,7 +249,9 @@ def rate_ned(samples: Sequence[Sample]) -> np.ndarray:
 
 def rate_ocr(samples: Sequence[Sample]) -> np.ndarray:
     """Flow-GRPO's OCR reward of every picture, float32 [N]."""
-    return np.asarray([nearness(quoted(s.request.prompt), _lines(s)) for s in samples], np.float32)
+    texts = [quoted(s.request.prompt) for s in samples]
+    found = [nearness(*one) for one in zip(texts, _lines(samples), strict=True)]
+    return np.asarray(found, np.float32)
 
 
 def rate_reflection_words(samples: Sequence[Sample]) -> np.ndarray:
@@ -264,15 +283,15 @@ def _rate(
     rule: Callable,
     of: Callable[[Request], list[str]] = _quoted_words,
 ) -> np.ndarray:
-    out = []
-    for sample in samples:
-        if not (words := of(sample.request)):
+    asked = [of(s.request) for s in samples]
+    for sample, words in zip(samples, asked, strict=True):
+        if not words:
             raise ValueError(f"{sample.request.prompt!r} has {NO_WORDS}")
-        out.append(rule(words, _lines(sample)))
-    return np.asarray(out, np.float32)
+    return np.asarray([rule(*one) for one in zip(asked, _lines(samples), strict=True)], np.float32)
 
 
-def _lines(sample: Sample) -> list[str]:
-    if sample.image is None:
-        raise ValueError(f"{sample.request.prompt!r}: there is no picture to read")
-    return read(sample.image)
+def _lines(samples: Sequence[Sample]) -> list[list[str]]:
+    for sample in samples:
+        if sample.image is None:
+            raise ValueError(f"{sample.request.prompt!r}: there is no picture to read")
+    return read_all([sample.image for sample in samples])
