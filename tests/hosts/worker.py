@@ -6,7 +6,6 @@ python -m tests.hosts.worker COORDINATOR HOSTS HOST WORKDIR steps|rl|forever|ref
 """
 
 import json
-import os
 import sys
 import time
 from functools import partial
@@ -15,7 +14,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # as conftest.py does
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_default_matmul_precision", "highest")
