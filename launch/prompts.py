@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> dict:
     return report
 
 
-def main() -> None:
-    """Command line."""
+def parser() -> argparse.ArgumentParser:
+    """Its words."""
     parser = argparse.ArgumentParser(description=__doc__)
     known = f"scenario, kind ({', '.join(prompt_sets.READERS)}) and file; - for a file that says it"
     parser.add_argument("--set", action="append", nargs=3, required=True, help=known)
@@ -56,8 +56,13 @@ def main() -> None:
     )
     parser.add_argument("--out", required=True)
     parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main() -> None:
+    """Command line."""
     try:
-        print(json.dumps(run(parser.parse_args()), indent=1, ensure_ascii=False))
+        print(json.dumps(run(parser().parse_args()), indent=1, ensure_ascii=False))
     except (ValueError, OSError) as err:
         print(f"error: {err}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -194,6 +194,21 @@ def test_search_finds_the_largest_micro_batch_that_fits(monkeypatch, capsys):
     assert best["mesh"]["fsdp"] == 4 and "best that fit" in capsys.readouterr().out
 
 
+def test_a_search_wants_one_mesh_for_all():
+    """The fastest of each lie on two meshes; a program that fits nowhere leaves nothing to run."""
+
+    def line(program, fsdp, total, verdict=build.FITS):
+        bound = dict(total=total)
+        return dict(program=program, mesh=dict(fsdp=fsdp), verdict=verdict, bound=bound)
+
+    found = [line("a", 8, 1.0), line("b", 8, 5.0), line("a", 4, 2.0), line("b", 4, 3.0)]
+    found.append(line("a", 2, 0.1, build.TIGHT))
+    best, together = compile._best(found)
+    assert best == dict(a=found[0], b=found[3]) and together == [found[2], found[3]]
+    best, together = compile._best([*found, line("c", 8, 9.0, build.TOO_BIG)])
+    assert set(best) == {"a", "b"} and together == []
+
+
 def test_search_walks_meshes_that_exist():
     found = list(compile.meshes(32))
     assert dict(data=1, fsdp=8, tensor=4, context=1) in found

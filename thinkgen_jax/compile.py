@@ -205,16 +205,44 @@ def search(config: ConfigDict, machine: Slice) -> dict:
                     f"{result.need:6.2f} GiB, at least {result.bound['total']:.2f} s",
                     flush=True,
                 )
+    best, together = _best(found)
     print("\nbest that fit:")
-    best = {}
-    for line in sorted(found, key=lambda line: line["bound"]["total"]):
-        if line["verdict"] == build.FITS and line["program"] not in best:
-            best[line["program"]] = line
-            print(f"{line['program']:<10} --mesh={_axes(line['mesh'])} x{line['accumulate']}")
-    if not best:
-        print("none")
-    told = build.FITS if best else TOO_BIG
-    return {"topology": machine.name, "verdict": told, "best": best, "tried": found}
+    for name in dict.fromkeys(line["program"] for line in found):
+        line = best.get(name)
+        print(f"{name:<10} {_told(line) if line else 'nowhere'}")
+    if len(best) > 1:
+        print("all on one mesh:", *(f"\n{one['program']:<10} {_told(one)}" for one in together))
+    told = build.FITS if together else TOO_BIG
+    about = {"topology": machine.name, "verdict": told}
+    return {**about, "best": best, "together": together, "tried": found}
+
+
+def _told(line: Mapping) -> str:
+    return f"--mesh={_axes(line['mesh'])} accumulate {line['accumulate']}"
+
+
+def _best(found: list[dict]) -> tuple[dict[str, dict], list[dict]]:
+    """Of what fits the fastest line of each program, and of the mesh where all fit fastest.
+
+    A run has one mesh: where no mesh fits all of them there is nothing to run.
+    """
+    fits = sorted(
+        (line for line in found if line["verdict"] == build.FITS),
+        key=lambda line: line["bound"]["total"],
+    )
+    best: dict[str, dict] = {}
+    for line in fits:
+        best.setdefault(line["program"], line)
+    wanted = {line["program"] for line in found}
+    groups: dict[str, list[dict]] = {}
+    for line in fits:
+        groups.setdefault(_axes(line["mesh"]), []).append(line)
+    whole = [lines for lines in groups.values() if {one["program"] for one in lines} == wanted]
+
+    def seconds(lines: list[dict]) -> float:
+        return sum(line["bound"]["total"] for line in lines)
+
+    return best, min(whole, key=seconds, default=[])
 
 
 def meshes(count: int) -> Iterator[dict[str, int]]:

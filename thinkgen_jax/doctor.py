@@ -135,9 +135,10 @@ def read_set(path: Path) -> list[tuple[bool, Sample]]:
     """
     out = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as err:
-        raise ValueError(f"--samples={path} cannot be read: {err.strerror}") from err
+        # Not splitlines: JSON may hold U+2028 and its like as they are.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as err:
+        raise ValueError(f"--samples={path} cannot be read: {err}") from err
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)

@@ -204,7 +204,8 @@ def _copies(asked: Asked) -> Iterator[Asked]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Not splitlines: JSON may hold U+2028 and its like as they are.
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as err:
         raise ValueError(f"--requests={path} cannot be read: {err}") from err
     if not lines:
