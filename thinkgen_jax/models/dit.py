@@ -33,6 +33,7 @@ from thinkgen_jax.models.layers import (
     each,
     is_apart,
     lift,
+    param,
     rematerialized,
     rounded,
     sinusoid,
@@ -199,7 +200,7 @@ class CaptionEmbedder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B S E"]) -> Float[Array, "B S W"]:
         small = nn.initializers.truncated_normal(0.02)
-        gain = self.param("norm", small, (x.shape[-1],))
+        gain = param(self, "norm", small, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + QK_EPS)
         normed = wide.astype(x.dtype) * lift(gain, x)
@@ -275,14 +276,18 @@ class Dit(nn.Module):
         cfg = self.cfg
         self.x_embedder = Linear((cfg.hidden_size,))
         self.ref_image_patch_embedder = Linear((cfg.hidden_size,))
-        self.image_index_embedding = self.param(
+        self.image_index_embedding = param(
+            self,
             "image_index_embedding",
             nn.initializers.normal(0.02),
             (cfg.max_references, cfg.hidden_size),
         )
         if cfg.num_prepad:
-            self.prepad_embed = self.param(
-                "prepad_embed", nn.initializers.normal(1.0), (cfg.num_prepad, cfg.condition_dim)
+            self.prepad_embed = param(
+                self,
+                "prepad_embed",
+                nn.initializers.normal(1.0),
+                (cfg.num_prepad, cfg.condition_dim),
             )
         self.timestep_embedder = TimestepEmbedder(cfg)
         self.caption_embedder = CaptionEmbedder(cfg)

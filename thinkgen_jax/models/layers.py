@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from thinkgen_jax.structs import Tree
+from thinkgen_jax.structs import Key, Tree
 
 Dtype = str  # name of a jax dtype, so that configs stay hashable and printable
 
@@ -49,6 +50,23 @@ def rounded(x: Float[Array, "*shape"], dtype: Dtype) -> Float[Array, "*shape"]:
     return jax.lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=info.nmant)
 
 
+def param(
+    module: nn.Module, name: str, init: nn.initializers.Initializer, shape: Sequence[int]
+) -> ArrayLike:
+    """`module.param`, which traces `init` at every use, to compare shapes, with a mere comparison.
+
+    That was a fifth of the time that tracing a network took.
+
+    Raises:
+      flax.errors.ScopeParamShapeError: where the parameter has another shape.
+    """
+    if module.has_variable("params", name):
+        value = module.get_variable("params", name)
+        if value.shape == tuple(shape):
+            return value
+    return module.param(name, init, tuple(shape))
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis with a learned gain.
 
@@ -60,7 +78,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B X"]) -> Float[Array, "*B X"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        scale = param(self, "scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         return normed.astype(x.dtype) * lift(scale, x)
@@ -84,11 +102,13 @@ class Linear(nn.Module):
         features = tuple(self.features)
         inputs = x.shape[x.ndim - self.axes :]
         rows, columns = _product(inputs), _product(features)
-        kernel = self.param(
-            "kernel", lambda key: self.init(key, (rows, columns)).reshape(*inputs, *features)
-        )
+
+        def init(key: Key, shape: Sequence[int]) -> Array:
+            return self.init(key, (rows, columns)).reshape(shape)
+
+        kernel = param(self, "kernel", init, (*inputs, *features))
         lead = x.shape[: x.ndim - self.axes]
-        bias = self.param("bias", nn.initializers.zeros, (columns,)) if self.bias else None
+        bias = param(self, "bias", nn.initializers.zeros, (columns,)) if self.bias else None
         if _is_cut():  # axes that lie apart cannot be merged without moving them
             ends = tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes))
             y = jax.lax.dot_general(x, kernel.astype(x.dtype), (ends, ((), ())))

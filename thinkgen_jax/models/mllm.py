@@ -32,6 +32,7 @@ from thinkgen_jax.models.layers import (
     RMSNorm,
     apart,
     each,
+    param,
     remat_name,
     rematerialized,
 )
@@ -232,7 +233,7 @@ class Unembed(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         init = nn.initializers.normal(self.cfg.initializer_range)
-        kernel = self.param("kernel", init, (self.cfg.hidden_size, self.cfg.vocab_size))
+        kernel = param(self, "kernel", init, (self.cfg.hidden_size, self.cfg.vocab_size))
         return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from thinkgen_jax.models.layers import Dtype, Linear, lift
+from thinkgen_jax.models.layers import Dtype, Linear, lift, param
 from thinkgen_jax.sharding import shard
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -60,8 +60,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B h w X"]) -> Float[Array, "B y x Y"]:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = param(self, "kernel", nn.initializers.lecun_normal(), shape)
+        bias = param(self, "bias", nn.initializers.zeros, (self.features,))
         y = jax.lax.conv_general_dilated(
             x,
             kernel.astype(x.dtype),
@@ -80,8 +80,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B h w X"]) -> Float[Array, "B h w X"]:
         b, h, w, channels = x.shape
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = param(self, "scale", nn.initializers.ones, (channels,))
+        bias = param(self, "bias", nn.initializers.zeros, (channels,))
         groups = self.cfg.norm_num_groups
 
         def mean(wide):  # [B h w X] -> [B 1 1 X], equal inside a group

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from thinkgen_jax.models import rope
 from thinkgen_jax.models.attention import attend
-from thinkgen_jax.models.layers import Dtype, Linear, rematerialized
+from thinkgen_jax.models.layers import Dtype, Linear, param, rematerialized
 from thinkgen_jax.sharding import shard
 from thinkgen_jax.structs import Patches
 
@@ -90,7 +90,8 @@ class PositionTable(nn.Module):
     ) -> Float[Array, "B P W"]:
         cfg = self.cfg
         side = isqrt(cfg.num_position_embeddings)
-        table = self.param(
+        table = param(
+            self,
             "embedding",
             nn.initializers.normal(cfg.initializer_range),
             (cfg.num_position_embeddings, cfg.hidden_size),
