@@ -176,16 +176,25 @@ def judge(config: ConfigDict, machine: Slice, mesh: jax.sharding.Mesh) -> dict:
         if unknown:
             raise ValueError(f"--program={unknown}: this config has {', '.join(known)}")
         _print_head(config, machine, mesh, held, build.most(held, job.learners))
-        results = []
+        about, results = _about(config, machine, mesh, held), []
+        need = build.most(held, job.learners)
         for name in chosen:
             how = dict(quick=QUICK.value and name not in FULL.value, headroom=HEADROOM.value)
             results.append(build.compile_program(job, name, machine, held, **how))
             _print_result(results[-1], machine)
-    need = max([build.most(held, job.learners), *(result.need for result in results)])
+            need = max(need, results[-1].need)
+            if JSON.value:  # a compiler that aborts over the next one takes nothing with it
+                _write(Path(JSON.value), _judged(about, results, need, machine))
+    found = _judged(about, results, need, machine)
+    print(
+        f"\nall of these: {found['verdict']}, at most {need:.2f} of {machine.chip.hbm} GiB a device"
+    )
+    return found
+
+
+def _judged(about: dict, results: list[Result], need: float, machine: Slice) -> dict:
     told = build.verdict(need, machine.chip.hbm, HEADROOM.value)
-    print(f"\nall of these: {told}, at most {need:.2f} of {machine.chip.hbm} GiB a device")
-    about = {**_about(config, machine, mesh, held), "verdict": told}
-    return {**about, "programs": list(map(build.as_dict, results))}
+    return {**about, "verdict": told, "programs": list(map(build.as_dict, results))}
 
 
 def search(config: ConfigDict, machine: Slice) -> dict:
