@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its words."""
+    """What the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__)
     known = f"scenario, kind ({', '.join(prompt_sets.READERS)}) and file; - for a file that says it"
     parser.add_argument("--set", action="append", nargs=3, required=True, help=known)
