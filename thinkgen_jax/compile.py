@@ -72,14 +72,19 @@ def run() -> None:
         Path(JSON.value).parent.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(**mesh_sizes(config, machine), devices=slices.devices(machine))
     found = search(config, machine) if SEARCH.value else judge(config, machine, mesh)
-    if JSON.value:
-        _write(Path(JSON.value), found)
+    _save(found)
     if found["verdict"] == TOO_BIG:
         raise SystemExit(1)
 
 
-def _write(path: Path, found: dict) -> None:
-    """Writes what was found; programs compiled before under the same conditions stay beside it."""
+def _save(found: dict) -> None:
+    """Writes what was found, if the user wants a file.
+
+    Programs that were compiled before under the same conditions stay beside it.
+    """
+    if not JSON.value:
+        return
+    path = Path(JSON.value)
     if path.exists() and "tried" not in found:
         old, apart = json.loads(path.read_text(encoding="utf-8")), ("programs", "verdict")
         if all(old.get(k) == v for k, v in found.items() if k not in apart):
@@ -179,12 +184,12 @@ def judge(config: ConfigDict, machine: Slice, mesh: jax.sharding.Mesh) -> dict:
         about, results = _about(config, machine, mesh, held), []
         need = build.most(held, job.learners)
         for name in chosen:
+            if results:  # a compiler that aborts over this one takes nothing with it
+                _save(_judged(about, results, need, machine))
             how = dict(quick=QUICK.value and name not in FULL.value, headroom=HEADROOM.value)
             results.append(build.compile_program(job, name, machine, held, **how))
             _print_result(results[-1], machine)
             need = max(need, results[-1].need)
-            if JSON.value:  # a compiler that aborts over the next one takes nothing with it
-                _write(Path(JSON.value), _judged(about, results, need, machine))
     found = _judged(about, results, need, machine)
     print(
         f"\nall of these: {found['verdict']}, at most {need:.2f} of {machine.chip.hbm} GiB a device"

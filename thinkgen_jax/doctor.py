@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from thinkgen_jax import cache, cli, logs, phases, recipe, report, rewards, rollout, sharding
-from thinkgen_jax.data import images, sources
+from thinkgen_jax.data import files, images, sources
 from thinkgen_jax.rewards.remote import Failed
 from thinkgen_jax.steps import dit_grpo
 from thinkgen_jax.structs import Params, Request, Sample
@@ -135,8 +135,7 @@ def read_set(path: Path) -> list[tuple[bool, Sample]]:
     """
     out = []
     try:
-        # Not splitlines: JSON may hold U+2028 and its like as they are.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = files.split(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as err:
         raise ValueError(f"--samples={path} cannot be read: {err}") from err
     for number, line in enumerate(lines, start=1):

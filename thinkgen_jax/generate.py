@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from thinkgen_jax import __version__, cache, cli
-from thinkgen_jax.data import images
+from thinkgen_jax.data import files, images
 from thinkgen_jax.pipeline import Settings, ThinkGen, check, default
 from thinkgen_jax.pipeline.loading import DTYPES
 from thinkgen_jax.pipeline.settings import REUSES, SOLVERS
@@ -204,10 +204,10 @@ def _copies(asked: Asked) -> Iterator[Asked]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        # Not splitlines: JSON may hold U+2028 and its like as they are.
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
         raise ValueError(f"--requests={path} cannot be read: {err}") from err
+    lines = [line for line in files.split(text) if line.strip()]
     if not lines:
         raise ValueError(f"--requests={path} holds no request")
     return lines

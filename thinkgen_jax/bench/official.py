@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from thinkgen_jax import logs, pipeline, report
-from thinkgen_jax.data import images
+from thinkgen_jax.data import files, images
 from thinkgen_jax.data.records import inside
 from thinkgen_jax.pipeline import ThinkGen
 from thinkgen_jax.pipeline.settings import Settings
@@ -320,8 +320,7 @@ def can_score(
 def records(path: Path) -> Iterator[dict]:
     """Whole lines of a JSON lines file; none where there is no file."""
     if path.exists():
-        # Not splitlines: answers may hold U+2028 and its like as they are.
-        for line in path.read_text(encoding="utf-8").split("\n"):
+        for line in files.split(path.read_text(encoding="utf-8")):
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:
@@ -334,7 +333,7 @@ def objects(path: Path) -> Iterator[dict]:
     Raises:
       ValueError: when the file cannot be read or a line is no JSON object.
     """
-    for number, line in enumerate(text(path).removesuffix("\n").split("\n"), start=1):
+    for number, line in enumerate(files.split(text(path)), start=1):
         try:
             found = json.loads(line)
         except json.JSONDecodeError as err:

@@ -246,6 +246,11 @@ class JsonLines:
         return JsonLines, (self.where,)
 
 
+def split(text: str) -> list[str]:
+    """Lines of a JSON lines file; JSON may hold U+2028 and its like, which `splitlines` cuts at."""
+    return text.removesuffix("\n").split("\n")
+
+
 def parse(line: bytes) -> object:
     """What one line of JSON holds.
 

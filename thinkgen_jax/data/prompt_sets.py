@@ -168,8 +168,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
         raise ValueError(f"prompt set {path} is not UTF-8") from err
-    # Not splitlines: JSON may hold U+2028 and its like as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(files.split(text), start=1):
         if line.strip():
             yield number, line.strip()
 

@@ -181,7 +181,7 @@ def _engine(side: int):
 
 def reader() -> str:
     """Name and version of what reads, to stand beside every result; refuses as `read`."""
-    _engine(SIDES[0])
+    _threads().submit(_engine, SIDES[0]).result()  # loaded where it will read
     small, other = SIDES
     version = importlib.metadata.version("rapidocr")
     return f"rapidocr {version}, short side {small} or {other}"
