@@ -112,7 +112,8 @@ def learner(config: ConfigDict, tree: str) -> Learner:
     if config.prepad == 0:  # a pattern without a parameter would be refused
         block["trainable"] = tuple(p for p in block["trainable"] if p != starts.PREPAD)
     accumulate = block.pop("accumulate")
-    return Learner(OptimConfig(**block), f"optim.{tree}", accumulate, adapters(config, tree))
+    own = OptimConfig(**block)
+    return Learner(own, f"optim.{tree}", accumulate, adapters(config, tree), config.dtype)
 
 
 def adapters(config: ConfigDict, tree: str) -> LoraConfig | None:

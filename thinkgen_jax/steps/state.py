@@ -34,12 +34,14 @@ class Learner:
       accumulate: micro-batches a step is cut into; must divide the batch.
       lora: adapters that learn in the tree's place; the state then holds them alone, and updates
         take the tree as their last argument.
+      dtype: of activations; kernels that are gathered ahead travel in it.
     """
 
     config: OptimConfig
     name: str = "optim"
     accumulate: int = 1
     lora: LoraConfig | None = None
+    dtype: str = "float32"
 
     @property
     def tx(self) -> optax.GradientTransformation:
@@ -113,19 +115,23 @@ def gradient(
         value, count, extra = loss(optim.stop_frozen(params, mask), part)
         return value, (count, extra)
 
-    def graded(params: Tree, part: Tree):
-        value, grads = jax.value_and_grad(total, has_aux=True)(params, part)
+    near = sharding.ahead(params, learner.dtype)
+
+    def graded(near: Tree, part: Tree):
+        near = sharding.ahead(near, learner.dtype)  # there already, and a loop is told so
+        value, grads = jax.value_and_grad(total, has_aux=True)(near, part)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
         return value, sharding.keep(grads)
 
     parts = jax.tree.map(lambda x: split(x, learner.accumulate), batch)
     if learner.accumulate == 1:
-        sums = graded(params, jax.tree.map(lambda x: x[0], parts))
+        sums = graded(near, jax.tree.map(lambda x: x[0], parts))
     else:  # one trace of the loss, whatever the number of parts
-        like = jax.eval_shape(graded, params, jax.tree.map(lambda x: x[0], parts))
+        like = jax.eval_shape(graded, near, jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
         def add(sums, part):
-            return jax.tree.map(jnp.add, sums, graded(params, part)), None
+            return jax.tree.map(jnp.add, sums, graded(near, part)), None
 
         sums, _ = jax.lax.scan(add, zeros, parts)
     (value, (count, extra)), grads = sums
