@@ -12,7 +12,8 @@ import pytest
 ROOT, HEAD = Path(__file__).parents[1], "# SPDX-License-Identifier: Apache-2.0\n"
 FOLDERS = ("thinkgen_jax", "configs", "launch", "tests")
 DOORS = ("train", "generate", "evaluate", "convert", "compile", "demo", "precompute", "doctor")
-TOOLS = {"sharding", "checkpoint", "optim", "logs", "report", "cache", "data", "world", "rewards"}
+DESK = {"sharding", "checkpoint", "optim", "logs", "report", "cache", "xla"}
+TOOLS = DESK | {"data", "world", "rewards"}
 BODIES = {"structs", "models", "sharding", "checkpoint", "optim", "logs"}
 BELOW = {"structs", "models", "sampling", "steps", "hf", "hosts"} | TOOLS
 ROADS = {"parts", "learned", "pipeline", "rollout", "scoring", "phases", "bench"}

@@ -3,6 +3,7 @@
 
 import importlib
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,34 @@ def test_a_size_that_does_not_divide_is_refused():
     assert spec == P(None, "fsdp", None, "tensor")
     with pytest.raises(ValueError, match="2520.*not divisible.*'fsdp': 16"):
         sharding.spec_of(path, shape, abstract(fsdp=16))
+
+
+def test_what_no_loop_gathers_beside_products_is_gathered_ahead():
+    """Half as wide on the way, where the step multiplies in bfloat16; the rest stays as it is."""
+    tree = {
+        "layers": {"attn": {"to_q": {"kernel": jnp.ones((2, 8, 3, 4))}}},
+        "decoder": {"self_attn": {"k_proj": {"kernel": jnp.ones((2, 8, 2, 4))}}},
+        "embed_tokens": {"embedding": jnp.ones((8, 8))},
+    }
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    placed = jax.device_put(tree, sharding.infer(tree, mesh))
+    with jax.set_mesh(mesh):
+        got = jax.jit(lambda t: sharding.ahead(sharding.ahead(t, "bfloat16"), "bfloat16"))(placed)
+    q, k = got["layers"]["attn"]["to_q"]["kernel"], got["decoder"]["self_attn"]["k_proj"]["kernel"]
+    assert q.sharding.is_fully_replicated and q.dtype == k.dtype == jnp.bfloat16
+    assert k.sharding.shard_shape(k.shape) == (2, 8, 1, 4)
+    words = got["embed_tokens"]["embedding"]
+    assert words.sharding.shard_shape(words.shape) == (4, 2) and words.dtype == jnp.float32
+    assert sharding.ahead(tree, "bfloat16") is tree  # without a mesh
+
+
+@pytest.mark.parametrize("tree", ["mllm", "dit"])
+def test_every_kernel_gathered_ahead_is_there(tree):
+    shapes = parts.shapes(presets.get("thinkgen"), tree)
+    paths = [sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    ahead = [pattern for pattern, _ in sharding.AHEAD]
+    found = [p for p in ahead if any(re.search(p, path) for path in paths)]
+    assert found == (ahead[:2] if tree == "dit" else ahead[2:])
 
 
 def test_activations_are_cut_as_far_as_they_divide():

@@ -76,9 +76,9 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r"(encoder|decoder)/(conv_|mid_|down_|up_)\w+/.*", P()),
 )
 # Kernels that a step gathers once, before its loops, and the axes it undoes. TPU compilers gather
-# beside products what is cut into whole tiles; the parts of these are none (315 of 2520, 144 of 1152)
-# or too small for it, and every layer would wait for them, forth and back. A tenth of the DiT and
-# the vision tower: 2 and 1 GiB in bfloat16.
+# beside products what is cut into whole tiles. The parts of these are none (315 of 2520, 144 of
+# 1152) or too small, and every layer would wait for them, forth and back. They are a quarter of the
+# DiT and the vision tower.
 AHEAD: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(layers|refiner)/(attn/to_(q|k|v|out)|modulation)/kernel$", PLANE),
     (r"caption_embedder/linear/kernel$", PLANE),

@@ -29,7 +29,18 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from thinkgen_jax import cache, checkpoint, hosts, logs, phases, recipe, report, sharding, starts
+from thinkgen_jax import (
+    cache,
+    checkpoint,
+    hosts,
+    logs,
+    phases,
+    recipe,
+    report,
+    sharding,
+    starts,
+    xla,
+)
 from thinkgen_jax.phases import Phase, RlPlan, Setup, SftPlan
 from thinkgen_jax.rewards.remote import Unavailable
 from thinkgen_jax.steps import turns
@@ -72,6 +83,7 @@ def main(argv: list[str]) -> None:
     if config is None:
         raise app.UsageError("--config is needed, e.g. --config=configs/sepgrpo.py")
     try:
+        xla.tell()
         join()
         with hosts.together(), config.unlocked():
             config.seed = config.seed if SEED.value is None else SEED.value

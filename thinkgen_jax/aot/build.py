@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 
 import jax
 
-from thinkgen_jax import phases
+from thinkgen_jax import phases, xla
 from thinkgen_jax.aot import hlo, programs, slices, work
 from thinkgen_jax.aot.programs import Job, Program
 from thinkgen_jax.aot.slices import Slice
@@ -107,8 +107,8 @@ def compile_program(
     phase = programs.phase_of(job, name)
     program = programs.table(job)[name]()
     begun = time.monotonic()
-    options = slices.QUICK if quick else slices.OPTIONS.get(machine.kind, {})
-    options = {**options, **slices.NEEDED.get(machine.kind, {})}
+    options = slices.QUICK if quick else {} if machine.kind == "h100" else xla.OVERLAP
+    options = {**options, **xla.NEEDED.get(machine.kind, {})}
     own = nbytes((program.args, program.kwargs)) / GIB
     if name.endswith("_step"):
         held = {k: v for k, v in held.items() if not k.startswith(programs.MERGED)}

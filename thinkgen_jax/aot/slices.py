@@ -54,21 +54,6 @@ FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "
 CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 SHAPES = {"v5e": FLAT, "v6e": FLAT, "v5p": CUBES, "tpu7x": CUBES}  # real slices by chips
 CHIP_CORES = {"v5p": 2, "tpu7x": 2, "v5e": 1, "v6e": 1}
-# Gathers and sums that run beside arithmetic, several at a time, begun as early as memory allows.
-OVERLAP = {
-    "xla_tpu_enable_async_collective_fusion": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
-    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-    "xla_tpu_async_collective_fusion_fuse_multiple_collectives": "true",
-    "xla_tpu_overlap_compute_collective_tc": "true",
-    "xla_enable_async_all_gather": "true",
-    "xla_enable_async_all_reduce": "true",
-    "xla_lhs_prioritize_async_depth_over_stall": "ENABLED",
-}
-# Whatever the effort: libtpu 0.0.42 aborts where it gives tpu7x's sparse cores a sum over one ring.
-NEEDED = {"tpu7x": {"xla_tpu_enable_sparse_core_collective_offload_all_reduce": "false"}}
-OPTIONS = {"v5p": OVERLAP, "v6e": OVERLAP, "tpu7x": OVERLAP}
 # What the compiler for GPUs must know, as its `GpuTargetConfigProto` in text. Both cards have one
 # chip and differ in their memory: bytes a second, and bytes. Source: specs of openxla/xla@4336d12.
 GPUS = {
