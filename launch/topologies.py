@@ -57,7 +57,8 @@ def _cell(found: list[dict], name: str) -> str:
 
 def learning(known: dict[str, list[dict]]) -> str:
     """What full effort shows of the programs that learn."""
-    head = ["program", "slice", "compiled in", "at least", "of peak", "gathers hidden : exposed"]
+    waits = ["gathers: hidden", "in loops", "before them"]
+    head = ["program", "slice", "compiled in", "at least", "of peak", *waits]
     rows = []
     for name, found in known.items():
         machine = slices.parse(name)
@@ -65,7 +66,6 @@ def learning(known: dict[str, list[dict]]) -> str:
             if one["program"].endswith("_step") and not one["quick"]:
                 text = one["text"]
                 moved = text["collectives"].get("all-gather", {})
-                exposed = moved.get("exposed_in_loops", 0) + moved.get("exposed_at_entry", 0)
                 rows.append(
                     [
                         f"`{one['program']}`",
@@ -73,7 +73,10 @@ def learning(known: dict[str, list[dict]]) -> str:
                         f"{one['seconds']:.0f} s",
                         f"{one['bound']['total']:.3g} s",
                         f"{machine.share(one['flops'], one['bound']['total']):.0%}",
-                        f"{moved.get('hidden', 0)} : {exposed}",
+                        *(
+                            str(moved.get(where, 0))
+                            for where in ("hidden", "exposed_in_loops", "exposed_at_entry")
+                        ),
                     ]
                 )
     return table(head, rows)

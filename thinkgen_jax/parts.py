@@ -107,3 +107,9 @@ def kept(tree: str, params: Tree, *, dtype: str) -> Tree:
     if tree == "vae":
         return params
     return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def copied(params: Tree, *, dtype: str) -> Tree:
+    """A copy to keep where the arrays themselves are donated; one program, not one a shape."""
+    copy = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.copy(x).astype(dtype), tree))
+    return copy(params)

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -64,11 +63,12 @@ def load(config: ConfigDict, log) -> tuple[Setup, States]:
     trees = {tree: starts.tree_params(config, system, tree, log) for tree in sorted(needed)}
     learners = {tree: learner(config, tree) for tree in learns}
     adapted = {tree for tree, one in learners.items() if one.lora is not None}
-    still = partial(parts.kept, dtype=frozen_dtype(config))
+    kind = frozen_dtype(config)
+    still = partial(parts.kept, dtype=kind)
     references = {}
     if _is_rl(config):
         # Copies: the states' own arrays are donated at the first update.
-        references = {t: jax.tree.map(jnp.copy, still(t, trees[t])) for t in learns - adapted}
+        references = {t: parts.copied(trees[t], dtype=kind) for t in learns - adapted}
     states = {}
     for tree in sorted(learns):
         params = trees[tree]

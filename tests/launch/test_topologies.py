@@ -10,8 +10,9 @@ KNOWN = topologies.load()
 # Where what learns was compiled at full effort.
 FULL = ("v5e-256", "v5p-64", "v6e-64")
 LEARN = ("mllm_step", "text_step", "dit_step", "flow_step")
-# Shares of the peak below the half that is asked: 49.6 %, for what is summed over `tensor`.
-BELOW = {("v6e-64", "text_step"): 0.49}
+# The one kernel of 49 MiB that is waited for, in two layers: the compiler begins its gather too late.
+LATE = {("v5e-256", "dit_step"): "context_refiner/feed_forward/gate/"}
+MIB = 2**20
 WRITE = {"prefill", "think", "read", "encode", "draw", "pixels", "logprobs", "mllm_step"}
 PATHS = {"think_once", "paths", "paint", "path_logprobs", "dit_step"}
 PROGRAMS = WRITE | PATHS | {"text_step", "flow_step"}
@@ -39,8 +40,18 @@ def test_what_learns_can_reach_half_of_the_peak_and_attends_by_the_kernel(name):
         one = found[program]
         assert not one["quick"], program
         share = machine.share(one["flops"], one["bound"]["total"])
-        assert share >= BELOW.get((name, program), 0.5), program
+        assert share >= 0.5, program
         assert one["text"]["attention_kernels"] >= 8, program
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_no_layer_waits_for_a_kernel_on_the_way_back(name):
+    """What is below a MiB is activations or a few rows of a kernel."""
+    for program in LEARN:
+        gathers = programs(name)[program]["text"]["backward_gathers"]
+        waits = [source for size, source in gathers if size >= MIB]
+        late = LATE.get((name, program))
+        assert not waits or (late and len(waits) == 1 and late in waits[0]), program
 
 
 def test_the_document_shows_what_is_kept():

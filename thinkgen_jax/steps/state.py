@@ -63,9 +63,8 @@ def create(params: Tree, learner: Learner) -> TrainState:
             average = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
         return sharding.keep((learner.tx.init(params), average))
 
-    mesh = jax.sharding.get_abstract_mesh()
-    is_cut = not mesh.empty and mesh.size > 1  # then nothing may exist whole on any device
-    opt_state, average = (jax.jit(rest) if is_cut else rest)(params)
+    # One program instead of one a shape, and nothing exists whole on any device.
+    opt_state, average = jax.jit(rest)(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, average)
 
 
