@@ -10,8 +10,11 @@ KNOWN = topologies.load()
 # Where what learns was compiled at full effort.
 FULL = ("v5e-256", "v5p-64", "v6e-64")
 LEARN = ("mllm_step", "text_step", "dit_step", "flow_step")
-# The one kernel of 49 MiB that is waited for, in two layers: the compiler begins its gather too late.
-LATE = {("v5e-256", "dit_step"): "context_refiner/feed_forward/gate/"}
+# Kernels of 49 MiB that two layers wait for: the compiler begins their gathers too late.
+LATE = {
+    ("v5e-256", "dit_step"): "context_refiner/feed_forward/gate/",
+    ("v5e-256", "flow_step"): "context_refiner/feed_forward/up/",
+}
 MIB = 2**20
 WRITE = {"prefill", "think", "read", "encode", "draw", "pixels", "logprobs", "mllm_step"}
 PATHS = {"think_once", "paths", "paint", "path_logprobs", "dit_step"}
