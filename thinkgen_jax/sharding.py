@@ -169,9 +169,7 @@ def keep(tree: Tree, *, without: tuple[str, ...] = ()) -> Tree:
         return tree
 
     def place(path, leaf):
-        rule = spec_of(path_name(path), leaf.shape, mesh)
-        parts = [_without(axes, without) for axes in rule]
-        return jax.lax.with_sharding_constraint(leaf, P(*parts))
+        return _placed(path_name(path), leaf, mesh, without)
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -190,8 +188,7 @@ def ahead(tree: Tree, dtype: DTypeLike) -> Tree:
         name = path_name(path)
         for pattern, axes in AHEAD:
             if re.search(pattern, name):
-                rule = (_without(part, axes) for part in spec_of(name, leaf.shape, mesh))
-                return jax.lax.with_sharding_constraint(leaf.astype(dtype), P(*rule))
+                return _placed(name, leaf.astype(dtype), mesh, axes)
         return leaf
 
     return jax.tree_util.tree_map_with_path(place, tree)
@@ -238,6 +235,12 @@ def _axis_size(axes: str | Sequence[str] | None, mesh: Mesh | AbstractMesh) -> i
     for axis in (axes,) if isinstance(axes, str) else axes or ():
         size *= mesh.shape[axis]
     return size
+
+
+def _placed(path: str, leaf: jax.Array, mesh: AbstractMesh, without: tuple[str, ...]) -> jax.Array:
+    """Constrains one leaf to its rule, but for these axes."""
+    rule = spec_of(path, leaf.shape, mesh)
+    return jax.lax.with_sharding_constraint(leaf, P(*(_without(axes, without) for axes in rule)))
 
 
 def _without(axes: str | Sequence[str] | None, dropped: tuple[str, ...]):

@@ -42,8 +42,7 @@ def test_what_learns_can_reach_half_of_the_peak_and_attends_by_the_kernel(name):
     for program in LEARN:
         one = found[program]
         assert not one["quick"], program
-        share = machine.share(one["flops"], one["bound"]["total"])
-        assert share >= 0.5, program
+        assert machine.share(one["flops"], one["bound"]["total"]) >= 0.5, program
         assert one["text"]["attention_kernels"] >= 8, program
 
 
