@@ -89,7 +89,7 @@ def test_every_kernel_gathered_ahead_is_there(tree):
     paths = [sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     ahead = [pattern for pattern, _ in sharding.AHEAD]
     found = [p for p in ahead if any(re.search(p, path) for path in paths)]
-    assert found == (ahead[:2] if tree == "dit" else ahead[2:])
+    assert found == (ahead[:3] if tree == "dit" else ahead[3:])
 
 
 def test_activations_are_cut_as_far_as_they_divide():

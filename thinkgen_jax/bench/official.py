@@ -333,14 +333,7 @@ def objects(path: Path) -> Iterator[dict]:
     Raises:
       ValueError: when the file cannot be read or a line is no JSON object.
     """
-    for number, line in enumerate(files.split(text(path)), start=1):
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError as err:
-            raise ValueError(f"--prompts: {path}, line {number} is no JSON: {err}") from err
-        if not isinstance(found, dict):
-            raise ValueError(f"--prompts: {path}, line {number} is no object")
-        yield found
+    return (found for _, found in files.objects(text(path), f"--prompts: {path}"))
 
 
 def collect(

@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,6 +261,27 @@ def parse(line: bytes) -> object:
         return json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as err:
         raise ValueError(f"is no JSON: {err}") from err
+
+
+def objects(text: str, name: str) -> Iterator[tuple[int, dict]]:
+    """The objects of a JSON lines file with the number of each one's line; empty lines are none.
+
+    Args:
+      name: of the file, for errors.
+
+    Raises:
+      ValueError: when a line holds anything else.
+    """
+    for number, line in enumerate(split(text), start=1):
+        if not line.strip():
+            continue
+        try:
+            found = parse(line.encode())
+        except ValueError as err:
+            raise ValueError(f"{name}, line {number} {err}") from err
+        if not isinstance(found, dict):
+            raise ValueError(f"{name}, line {number} is no object")
+        yield number, found
 
 
 class Pictures:

@@ -163,25 +163,21 @@ def _picture(value, root: Path) -> Blob:
 Found = Iterator[tuple[int, dict]]  # number from 1, fields
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
         raise ValueError(f"prompt set {path} is not UTF-8") from err
-    for number, line in enumerate(files.split(text), start=1):
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(files.split(_text(path)), start=1):
         if line.strip():
             yield number, line.strip()
 
 
 def _objects(path: Path) -> Found:
-    for number, line in _lines(path):
-        try:
-            fields = files.parse(line.encode())
-        except ValueError as err:
-            raise ValueError(f"prompt set {path}, line {number} {err}") from err
-        if not isinstance(fields, dict):
-            raise ValueError(f"prompt set {path}, line {number} is no object")
-        yield number, fields
+    return files.objects(_text(path), f"prompt set {path}")
 
 
 def _geneval(path: Path) -> Found:

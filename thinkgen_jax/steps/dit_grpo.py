@@ -17,6 +17,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from thinkgen_jax import sharding
 from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.sampling import flow, sde
 from thinkgen_jax.sampling.flow import Guidance
@@ -74,14 +75,16 @@ def make_step(dit: Dit, learner: Learner, cfg: DitGrpoConfig):
         negative: Condition | None,
         base: Tree | None = None,
     ):
+        near = _near(reference, learner)
+
         def one(carry, xs):
             step, old = xs
 
             def loss(params: Tree, part):
                 part, old = part
                 part = _steps_first(part, path)
-                params = full(params, base, learner)
-                return step_loss(dit, params, reference, part, negative, step, old, cfg)
+                params, other = full(params, base, learner), _near(near, learner)
+                return step_loss(dit, params, other, part, negative, step, old, cfg)
 
             new = gradient(state.params, loss, (_rows_first(path), old), learner)
             return jax.tree.map(jnp.add, carry, new), None
@@ -117,6 +120,11 @@ def step_loss(dit, params, reference, path: Trajectory, negative, step, old, cfg
 
 def _replay(dit, params, path: Trajectory, negative, step, cfg: DitGrpoConfig):
     return sde.replay(dit, params, path, negative, step, guidance=cfg.guidance, kernel=cfg.kernel)
+
+
+def _near(reference: Tree | None, learner: Learner) -> Tree | None:
+    """The reference, gathered like what learns: before the loops, and in them told so again."""
+    return None if reference is None else sharding.ahead(reference, learner.dtype)
 
 
 def _rows_first(path: Trajectory) -> Trajectory:
