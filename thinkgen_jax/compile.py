@@ -88,16 +88,11 @@ def _save(found: dict) -> None:
     if path.exists() and "tried" not in found:
         old, apart = json.loads(path.read_text(encoding="utf-8")), ("programs", "verdict")
         if all(old.get(k) == v for k, v in found.items() if k not in apart):
-            new = {one["program"] for one in found["programs"]}
-            kept = [one for one in old["programs"] if one["program"] not in new]
-            found = {**found, "programs": sorted(kept + found["programs"], key=_by_name)}
+            known = {one["program"]: one for one in old["programs"] + found["programs"]}
+            found = {**found, "programs": list(known.values())}
             verdicts = [one["verdict"] for one in found["programs"]] + [found["verdict"]]
             found["verdict"] = max(verdicts, key=build.VERDICTS.index)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-def _by_name(one: dict) -> str:
-    return one["program"]
 
 
 def _machine() -> Slice:
