@@ -7,6 +7,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
@@ -90,6 +91,16 @@ def test_every_kernel_gathered_ahead_is_there(tree):
     ahead = [pattern for pattern, _ in sharding.AHEAD]
     found = [p for p in ahead if any(re.search(p, path) for path in paths)]
     assert found == (ahead[:3] if tree == "dit" else ahead[3:])
+
+
+def test_what_is_laid_in_order_lies_where_its_names_say():
+    x = jnp.arange(2.0 * 8 * 4 * 3).reshape(2, 8, 4, 3)
+    names = (None, "batch", "heads", None)
+    np.testing.assert_array_equal(jax.jit(lambda x: sharding.laid(x, *names))(x), x)
+    with jax.set_mesh(sharding.make_mesh(fsdp=4, tensor=2)):
+        got = jax.jit(lambda x: sharding.laid(x, *names))(x)
+    np.testing.assert_array_equal(got, x)
+    assert got.sharding.shard_shape(got.shape) == (2, 2, 2, 3)
 
 
 def test_activations_are_cut_as_far_as_they_divide():

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -127,6 +128,22 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(names, x.shape))
+
+
+def laid(x: jax.Array, *names: str | None) -> jax.Array:
+    """`shard`, and in memory the axes lie in their order, the last side by side.
+
+    For what a loop carries: compilers choose another order to write it, and copy it to read it.
+    """
+
+    def straight(x: jax.Array) -> jax.Array:
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return straight(x)
+    at = spec(names, x.shape)
+    return jax.shard_map(straight, in_specs=at, out_specs=at)(x)
 
 
 def spec(names: Sequence[str | None], shape: Sequence[int]) -> P:

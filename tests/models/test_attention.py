@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from thinkgen_jax import sharding
-from thinkgen_jax.models.attention import attend, resolve
+from thinkgen_jax.models.attention import attend, cached, resolve
 
 MESHES = {
     "one device": None,
@@ -78,6 +78,23 @@ def test_longer_than_one_block():
     arrays, weight = inputs(1, 600, 2, 1, 32)
     segments = (jnp.arange(600)[None] < 580).astype(jnp.int32)
     assert_close(*both_ways(arrays, weight, segments, None, causal=True))
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_what_a_group_shares_is_as_if_every_row_had_it(group):
+    """Two prompts of 5 and 3 places before 4 own ones, of which the second query sees one more."""
+    keys = jax.random.split(jax.random.key(3), 5)
+    q = jax.random.normal(keys[0], (2 * group, 2, 4, 8))
+    own = [jax.random.normal(key, (2 * group, 2, 4, 8)) for key in keys[1:3]]
+    shared = [jax.random.normal(key, (2, 2, 5, 8)) for key in keys[3:]]
+    seen = jnp.arange(5)[None] < jnp.array([[5], [3]])
+    mask = jnp.broadcast_to(jnp.arange(4)[None] < jnp.array([[2], [3]]), (2 * group, 2, 4))
+    got = cached(q, *own, mask, (*shared, seen))
+    repeated = [jnp.repeat(x, group, axis=0) for x in (*shared, seen)]
+    both = [jnp.concatenate([a, b], axis=2) for a, b in zip(repeated[:2], own, strict=True)]
+    before = jnp.broadcast_to(repeated[2][:, None], (2 * group, 2, 5))
+    want = cached(q, *both, jnp.concatenate([before, mask], axis=2))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_unknown_name_is_refused():

@@ -238,9 +238,9 @@ def _think(job: Job, name: str) -> Program:
 
 
 def _prefill(job: Job, name: str) -> Program:
-    """Reads the prompts of a rollout into a cache that holds the thoughts as well."""
-    plan, system, stream = job.plans[name], job.parts.system, heaviest(job.plans[name])
-    mllm, size = job.parts.mllm, stream.length + system.thought_tokens
+    """Reads the prompts of a rollout into the cache that thoughts are written behind."""
+    plan, stream = job.plans[name], heaviest(job.plans[name])
+    mllm, size = job.parts.mllm, stream.length
 
     @jax.jit
     def prefill(params, prompt):

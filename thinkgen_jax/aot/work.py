@@ -129,7 +129,8 @@ def _think(job: Job, name: str) -> Work:
     length, count, _ = _lengths(job, name)
     first = _prefill(job, name)
     kv = 2 * cfg.num_kv_heads * cfg.head_dim * cfg.num_hidden_layers * HALF
-    cached = rows * kv * (length + count / 2) / job.mesh.size
+    # A group reads its prompt together, and every row what it has written.
+    cached = kv * (plan.prompts * length + rows * count / 2) / job.mesh.size
     return Work(
         first.flops + rows * flops.writing(cfg, length, count),
         0.0,

@@ -112,18 +112,75 @@ def cached(
     keys: Float[Array, "B K S H"],
     values: Float[Array, "B K S H"],
     mask: Bool[Array, "B T S"],
+    prompt: tuple[Float[Array, "P K C H"], Float[Array, "P K C H"], Bool[Array, "P C"]]
+    | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Attends to a cache that lies by head, so that no key or value is moved to be read."""
+    """Attends to a cache that lies by head, so that no key or value is moved to be read.
+
+    Args:
+      prompt: keys, values and mask of what groups of rows have in common: row b has prompt
+        b // (B / P) before its own. Each is read once, for its whole group.
+    """
     rows, count, heads, width = q.shape
-    kv_heads, wide = keys.shape[1], jnp.float32
+    kv_heads = keys.shape[1]
     grouped = q.reshape(rows, count, kv_heads, -1, width).transpose(0, 2, 3, 1, 4)
     flat = grouped.reshape(rows, kv_heads, -1, width)  # one product per key head
-    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
-    scores = jnp.einsum("bkxh,bksh->bkxs", flat, keys, preferred_element_type=wide)
-    scores = scores.reshape(rows, kv_heads, -1, *mask.shape[1:]) * width**-0.5
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
-    y = _weighed(scores.reshape(*flat.shape[:3], -1), values)
+    logits, values = _logits(flat, keys, mask), values.astype(q.dtype)
+    if prompt is None:
+        y = _weighed(logits, values)
+    else:
+        y = _weighed_both(flat, logits, values, prompt)
     return y.reshape(grouped.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _logits(
+    flat: Float[Array, "B K X H"], keys: Float[Array, "B K S H"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B K X S"]:
+    """Scaled products in float32, very low where the mask is False; X ends with the T queries."""
+    dots = jnp.einsum(
+        "bkxh,bksh->bkxs", flat, keys.astype(flat.dtype), preferred_element_type=jnp.float32
+    )
+    apart = dots.reshape(*dots.shape[:2], -1, *mask.shape[1:]) * flat.shape[-1] ** -0.5
+    return jnp.where(mask[:, None, None], apart, jnp.finfo(jnp.float32).min).reshape(dots.shape)
+
+
+def _weighed_both(
+    flat: Float[Array, "B K X H"],
+    logits: Float[Array, "B K X S"],
+    values: Float[Array, "B K S H"],
+    prompt: tuple[Float[Array, "P K C H"], Float[Array, "P K C H"], Bool[Array, "P C"]],
+) -> Float[Array, "B K X H"]:
+    """`_weighed` over a group's prompt and a row's own values, as if they lay side by side."""
+    their_keys, their_values, seen = prompt
+    group = flat.shape[0] // their_keys.shape[0]
+    theirs = _logits(_together(flat, group), their_keys, seen[:, None])
+    their_most = _apart(jnp.max(theirs, axis=-1, keepdims=True), group)
+    most = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), their_most)
+    shares, their_shares = jnp.exp(logits - most), jnp.exp(theirs - _together(most, group))
+
+    def weighed(shares, values):
+        rounded = shares.astype(values.dtype)
+        return jnp.einsum("bkxs,bksh->bkxh", rounded, values, preferred_element_type=jnp.float32)
+
+    their_y = weighed(their_shares, their_values.astype(values.dtype))
+    y = weighed(shares, values) + _apart(their_y, group)
+    total = jnp.sum(shares, axis=-1, keepdims=True)
+    total = total + _apart(jnp.sum(their_shares, axis=-1, keepdims=True), group)
+    return (y / total).astype(values.dtype)
+
+
+def _together(x: Float[Array, "B K X W"], group: int) -> Float[Array, "P K Y W"]:
+    """Queries of one prompt's rows as one long matrix per key head; Y = G X."""
+    rows, heads, count, width = x.shape
+    x = x.reshape(rows // group, group, heads, count, width).swapaxes(1, 2)
+    return x.reshape(rows // group, heads, group * count, width)
+
+
+def _apart(x: Float[Array, "P K Y W"], group: int) -> Float[Array, "B K X W"]:
+    """Undoes `_together`."""
+    prompts, heads, count, width = x.shape
+    x = x.reshape(prompts, heads, group, count // group, width).swapaxes(1, 2)
+    return x.reshape(prompts * group, heads, count // group, width)
 
 
 def segment_mask(

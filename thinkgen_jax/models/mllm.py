@@ -37,7 +37,7 @@ from thinkgen_jax.models.layers import (
     rematerialized,
 )
 from thinkgen_jax.models.vision import VisionConfig, VisionTower
-from thinkgen_jax.sharding import shard
+from thinkgen_jax.sharding import laid, shard
 from thinkgen_jax.structs import Key, Patches, Prompt, Tree
 
 UNEMBED = "unembed"  # the turned table of words in `layered` parameters
@@ -99,17 +99,22 @@ class MllmConfig:
         )
 
 
+STACK = (None, "batch", "heads", None, None)  # axes of all layers' keys or values
+
+
 class KVCache(NamedTuple):
     """Keys and values of what a batch has read, S places a row.
 
     Keys and values are one stack, or one array per layer where layers run one by one. `segments` is
-    0 at places that hold nothing or padding; `end` is the next place, for every row.
+    0 at places that hold nothing or padding; `end` is the next place, for every row. `prompt` is
+    what all rows of a group have read before: row b of B continues row b // (B / P) of its P.
     """
 
     k: Float[Array, "L B K S H"] | tuple[Float[Array, "B K S H"], ...]
     v: Float[Array, "L B K S H"] | tuple[Float[Array, "B K S H"], ...]
     segments: Int[Array, "B S"]
     end: Int[Array, ""]
+    prompt: "KVCache | None" = None
 
 
 class MllmOutput(NamedTuple):
@@ -128,6 +133,7 @@ class Shared(NamedTuple):
     segments: Int[Array, "B T"]
     mask: Bool[Array, "B T S"] | None  # set: attend to the cache; None: to the call's own tokens
     start: Int[Array, ""] | None  # place in the cache of the call's first token
+    prompt: KVCache | None  # what the rows' groups have read before the cache; never written
     deepstack: Float[Array, "Z B M D"] | None
     slots: Int[Array, "B M"] | None
 
@@ -161,7 +167,7 @@ class Attention(nn.Module):
             segments = shared.segments
             y = attend(q, k, v, segments, segments, causal=True, impl=cfg.attention)
         else:
-            y = cached(q, all_k, all_v, shared.mask)
+            y = cached(q, all_k, all_v, shared.mask, _before(shared.prompt, layer))
         return linear(cfg, (cfg.hidden_size,), "o_proj", axes=2)(y), keys, values
 
 
@@ -172,7 +178,18 @@ def _store(cache, new: Float[Array, "B T K H"], layer, start):
         cache = jax.lax.dynamic_update_slice(cache, new, (0, 0, start, 0))
         return cache, cache
     cache = jax.lax.dynamic_update_slice(cache, new[None], (layer, 0, 0, start, 0))
+    cache = laid(cache, *STACK)
     return cache, jax.lax.dynamic_index_in_dim(cache, layer, 0, keepdims=False)
+
+
+def _before(prompt: KVCache | None, layer):
+    """A layer's keys, values and mask of what a group shares."""
+    if prompt is None:
+        return None
+    k, v = prompt.k, prompt.v
+    if k.ndim > 4:
+        k, v = (jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False) for x in (k, v))
+    return k, v, prompt.segments > 0
 
 
 class Mlp(nn.Module):
@@ -275,18 +292,7 @@ class Mllm(nn.Module):
 
     def prefill(self, prompt: Prompt, *, size: int) -> MllmOutput:
         """Reads a prompt into a new cache of `size` places."""
-        cfg = self.cfg
-        rows = prompt.ids.shape[0]
-        shape = (rows, cfg.num_kv_heads, size, cfg.head_dim)
-        if cfg.one_by_one:
-            one = shard(jnp.zeros(shape, cfg.dtype), "batch", "heads", None, None)
-            empty = (one,) * cfg.num_hidden_layers
-        else:
-            stack = jnp.zeros((cfg.num_hidden_layers, *shape), cfg.dtype)
-            empty = shard(stack, None, "batch", "heads", None, None)
-        segments = jnp.zeros((rows, size), jnp.int32)
-        cache = KVCache(empty, empty, segments, jnp.zeros((), jnp.int32))
-        return self._read(prompt, cache, fresh=True)
+        return self._read(prompt, empty_cache(self.cfg, prompt.ids.shape[0], size), fresh=True)
 
     def normed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """The final norm."""
@@ -318,14 +324,17 @@ class Mllm(nn.Module):
             )
             mask = None if fresh else _cache_mask(written, start, prompt.ids.shape[1])
         cos, sin = jnp.cos(angles), jnp.sin(angles)
-        shared = Shared(cos, sin, prompt.segments, mask, start, deepstack, slots)
+        before = None if cache is None else cache.prompt
+        shared = Shared(cos, sin, prompt.segments, mask, start, before, deepstack, slots)
         if cfg.one_by_one and not self.is_initializing():
             x, before, keys, values = self._each_layer(x, keys, values, shared)
         else:
             layers = jnp.arange(cfg.num_hidden_layers, dtype=jnp.int32)
             (x, before, keys, values), _ = self.decoder((x, x, keys, values), layers, shared)
         if cache is not None:
-            cache = KVCache(keys, values, written, start + prompt.ids.shape[1])
+            cache = cache._replace(
+                k=keys, v=values, segments=written, end=start + prompt.ids.shape[1]
+            )
         return MllmOutput(x, jnp.concatenate([before, x], axis=-1), cache)
 
     def _each_layer(self, x, keys, values, shared: Shared):
@@ -346,7 +355,10 @@ class Mllm(nn.Module):
             if layer >= features:
                 shared = shared._replace(deepstack=None)
             own = (None, None) if keys is None else (keys[layer], values[layer])
-            carry = step(params, (x, before, *own), jnp.int32(layer), shared)
+            read = shared.prompt and shared.prompt._replace(
+                k=shared.prompt.k[layer], v=shared.prompt.v[layer]
+            )
+            carry = step(params, (x, before, *own), jnp.int32(layer), shared._replace(prompt=read))
             x, before, k, v = carry
             new_keys.append(k)
             new_values.append(v)
@@ -376,6 +388,18 @@ class Mllm(nn.Module):
         """The table's rows; every device looks up its own rows' words in its part of the table."""
         table = shard(self.embed_tokens.embedding.astype(self.cfg.dtype), "vocab", "width")
         return jnp.take(table, ids, axis=0)
+
+
+def empty_cache(cfg: MllmConfig, rows: int, size: int, prompt: KVCache | None = None) -> KVCache:
+    """A cache of `size` places that holds nothing yet but what its groups share."""
+    shape = (rows, cfg.num_kv_heads, size, cfg.head_dim)
+    if cfg.one_by_one:
+        one = shard(jnp.zeros(shape, cfg.dtype), *STACK[1:])
+        empty = (one,) * cfg.num_hidden_layers
+    else:
+        empty = shard(jnp.zeros((cfg.num_hidden_layers, *shape), cfg.dtype), *STACK)
+    segments = jnp.zeros((rows, size), jnp.int32)
+    return KVCache(empty, empty, segments, jnp.zeros((), jnp.int32), prompt)
 
 
 def layered(cfg: MllmConfig, params: Tree) -> Tree:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from thinkgen_jax import sharding
-from thinkgen_jax.models.mllm import KVCache, Mllm, layered
+from thinkgen_jax.models.mllm import KVCache, Mllm, empty_cache, layered
 from thinkgen_jax.models.rope import PAD_POSITION, next_position
 from thinkgen_jax.structs import Decoded, Key, Prompt, Tree
 
@@ -137,13 +137,20 @@ def _sizes(rows: int, halvings: int) -> list[int]:
 
 def _first(state: _State, index: Int[Array, "b"]) -> _State:
     """Some rows of a state."""
-    k, v = jax.tree.map(partial(jnp.take, indices=index, axis=-4), (state.cache.k, state.cache.v))
-    segments = state.cache.segments[index]
     rows = {
         name: getattr(state, name)[index]
         for name in ("rows", "start", "ids", "counts", "stopped", "hidden")
     }
-    return state._replace(**rows, cache=state.cache._replace(k=k, v=v, segments=segments))
+    return state._replace(**rows, cache=_rows(state.cache, index))
+
+
+def _rows(cache: KVCache, index: Int[Array, "b"]) -> KVCache:
+    """Some rows of a cache, each with a prompt of its own: groups may have lost rows."""
+    k, v = jax.tree.map(partial(jnp.take, indices=index, axis=-4), (cache.k, cache.v))
+    prompt = cache.prompt
+    if prompt is not None:
+        prompt = _rows(prompt, index // (cache.segments.shape[0] // prompt.segments.shape[0]))
+    return cache._replace(k=k, v=v, segments=cache.segments[index], prompt=prompt)
 
 
 def serving(mllm: Mllm, params: Tree, names: tuple[str, ...] = READ) -> Tree:
@@ -161,13 +168,12 @@ def _begin(
     mllm: Mllm, params: Tree, prompt: Prompt, count: int, group: int, pad_id: int | Int[Array, ""]
 ) -> _State:
     """Reads each prompt once; the state before the first of `count` new tokens."""
-    size = prompt.ids.shape[1] + count
+    size = prompt.ids.shape[1]
     read = mllm.apply({"params": params}, prompt, size=size, method="prefill")
     last = jnp.maximum(jnp.sum(prompt.segments > 0, axis=1) - 1, 0)
     hidden = jnp.take_along_axis(read.hidden, last[:, None, None], axis=1)[:, 0]
     repeat = partial(jnp.repeat, repeats=group)
     start = repeat(next_position(prompt.positions, prompt.segments), axis=0)
-    k, v = jax.tree.map(partial(repeat, axis=-4), (read.cache.k, read.cache.v))
     rows = start.shape[0]
     return _State(
         step=jnp.zeros((), jnp.int32),
@@ -177,7 +183,7 @@ def _begin(
         counts=jnp.zeros(rows, jnp.int32),
         stopped=jnp.zeros(rows, bool),
         hidden=repeat(hidden, axis=0),
-        cache=read.cache._replace(k=k, v=v, segments=repeat(read.cache.segments, axis=0)),
+        cache=empty_cache(mllm.cfg, rows, count, prompt=read.cache),
     )
 
 
