@@ -15,10 +15,12 @@ measure() { # measure FILE RUN COUNT [FLAGS...]
 }
 
 files=()
-for stage in align pretrain finetune; do
+for stage in align pretrain; do
   measure "$stage" "runs/$stage-nano" 128
   files+=("$out/$stage.json")
 done
+measure finetune runs/finetune_edits 256
+files+=("$out/finetune.json")
 for seed in 0 1 2; do
   python -m thinkgen_jax.train --config=configs/sepgrpo.py --seed="$seed" \
     --workdir="runs/sepgrpo-nano-$seed"

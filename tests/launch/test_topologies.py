@@ -10,7 +10,7 @@ KNOWN = topologies.load()
 # Where what learns was compiled at full effort.
 FULL = ("v5e-256", "v5p-64", "v6e-64")
 LEARN = ("mllm_step", "text_step", "dit_step", "flow_step")
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 WRITE = {"prefill", "think", "read", "encode", "draw", "pixels", "logprobs", "mllm_step"}
 PATHS = {"think_once", "paths", "paint", "path_logprobs", "dit_step"}
 PROGRAMS = WRITE | PATHS | {"text_step", "flow_step"}
@@ -47,6 +47,14 @@ def test_no_layer_waits_for_a_kernel_on_the_way_back(name):
     for program in LEARN:
         gathers = programs(name)[program]["text"]["backward_gathers"]
         assert not [source for size, source in gathers if size >= MIB], program
+
+
+@pytest.mark.parametrize("name", [*FULL, "v5p-128", "v6e-256"])
+def test_writing_copies_no_cache(name):
+    """Neither whole before the loop nor a layer of it in every step; those had 0.1 to 9 GiB."""
+    for program in ("think", "think_once"):
+        for size, source in programs(name)[program]["text"]["copies"]:
+            assert "dynamic_slice" not in source and size < 0.1 * GIB, (program, source)
 
 
 def test_the_document_shows_what_is_kept():
