@@ -4,6 +4,7 @@
 import json
 import resource
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -90,6 +91,32 @@ def test_what_does_not_fit_is_told(door):
 def test_mistakes_are_one_line(door, args, message):
     status, _, printed = door(*args)
     assert status == 2 and message in printed.err and printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be written"),
+        ("", "is no JSON"),
+        ("[" * 10**5, "is no JSON"),
+        ("[1]", "holds no result of a compilation"),
+        ('{"topology": "v5e-4"}', "holds no result of a compilation"),
+    ],
+)
+def test_a_file_that_is_not_ours_is_refused_before_anything_is_compiled(
+    monkeypatch, tmp_path, content, message
+):
+    """None is a folder."""
+    monkeypatch.setattr(compile, "_machine", lambda: None)
+    monkeypatch.setattr(compile, "mesh_sizes", None)
+    path = tmp_path / "found.json"
+    path.mkdir() if content is None else path.write_text(content)
+    monkeypatch.setattr(compile, "JSON", SimpleNamespace(value=str(path)))
+    monkeypatch.setattr(compile, "CONFIG", SimpleNamespace(value=None))
+    with pytest.raises(ValueError) as told:
+        compile.run()
+    assert f"--json={path}" in str(told.value) and message in str(told.value)
+    assert content is None or path.read_text() == content
 
 
 def test_verdicts():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The door that gathers trees of runs into a folder."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from absl.testing import flagsaver
 
 from tests.hf import released
 from tests.toy import golden_tree, toy_text
-from thinkgen_jax import checkpoint, cli, convert
+from thinkgen_jax import checkpoint, cli, convert, parts
 from thinkgen_jax.hf import adapters, assets, folders
 from thinkgen_jax.models import presets
 from thinkgen_jax.structs import TrainState
@@ -50,6 +52,8 @@ def test_takes_the_average_and_leaves_the_rest(door, tmp_path, capsys):
     ("words", "message"),
     [
         ([], "--out is needed"),
+        (["--out=x"], "--out=x: nothing to write; name --mllm, --dit, --vae or --tokenizer"),
+        (["--out=x", "--dit=run", "--dtype=float7"], "--dtype=float7"),
         (["--out=x", "--preset=huge"], "'huge' is not"),
         (["--out=x", "--dit=nowhere"], "nowhere"),
         (["--out=x", "--format=thinkgen", "--source=nowhere"], "--source=nowhere: no released"),
@@ -147,6 +151,27 @@ def test_adapters_without_a_place_are_refused(door, tmp_path, capsys, name, word
         door("--format=thinkgen", *given, *words)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_folder_keeps_must_fit_what_is_written(door, tmp_path, capsys):
+    """One config.json stands for all trees of a folder: none may be of another size."""
+    commit(tmp_path / "run", "dit", golden_tree("dit"))
+    system = presets.get("tiny")
+    small = replace(system, vae=replace(system.vae, latent_channels=2))
+    vae = parts.random_params(small, "vae", jax.random.key(0))
+    nano = replace(system, name="nano"), "has the vae of preset 'nano', not 'tiny'"
+    for kept, message in (nano, (small, "has a vae of other dimensions: ")):
+        out = tmp_path / f"out-{kept.name}"
+        assets.save(out, kept, {"vae": vae})
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(SystemExit):
+            door(f"--dit={tmp_path / 'run'}", f"--out={out}", "--preset=tiny")
+        assert f"--out={out} {message}" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
+    foreign = released.thinkgen(tmp_path / "foreign") / "mllm"
+    with pytest.raises(SystemExit):
+        door(f"--dit={tmp_path / 'run'}", f"--out={foreign}", "--preset=tiny")
+    assert "has a config.json that is not of the format" in capsys.readouterr().err
 
 
 def test_refuses_a_tree_of_other_dimensions(door, tmp_path, capsys):

@@ -90,6 +90,9 @@ def test_a_known_set_of_ones_own(tmp_path):
     path.write_text(json.dumps(row) + "\n{}")
     with pytest.raises(ValueError, match="line 2: KeyError"):
         doctor.read_set(path)
+    path.write_text(json.dumps(row) + "\n" + "[" * 10**5)
+    with pytest.raises(ValueError, match="line 2 is no JSON"):
+        doctor.read_set(path)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +101,8 @@ def test_a_known_set_of_ones_own(tmp_path):
         ([], "--config is needed"),
         (["--config=configs/align.py"], "align has no phase with rewards"),
         (["--config=configs/dit_grpo.py", "--check=pulse"], "pulse"),
+        (["--config=configs/dit_grpo.py", "--check="], "--check is empty"),
+        (["--config=configs/dit_grpo.py", "--group=0"], "--group=0, must be at least 1"),
         (["--config=configs/dit_grpo.py", "--check=noise", "--levels=x"], "--levels=x"),
         (["--config=configs/mllm_grpo.py", "--check=noise"], "has no phase dit_grpo"),
         (["--config=configs/dit_grpo.py", "--samples=none", "--check=rewards"], "cannot be read"),

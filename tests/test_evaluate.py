@@ -8,6 +8,7 @@ from absl.testing import flagsaver
 
 from tests.bench.test_miniature import MODEL, careless
 from thinkgen_jax import cli, evaluate, pipeline
+from thinkgen_jax.pipeline import loading
 
 
 @pytest.fixture
@@ -50,6 +51,12 @@ def test_ways_of_thinking(door, tmp_path):
     [
         (["--count=0"], "--count=0"),
         (["--scenarios=cooking"], "cooking"),
+        (["--scenarios=composition,cooking"], "--scenarios: 'cooking' is not one of"),
+        (["--scenarios="], "--scenarios is empty"),
+        (["--count=4", "--seed=4295"], "--seed=4295: must lie in [0, 4294] with --count=4"),
+        (["--seed=-1"], "--seed=-1: must lie in"),
+        (["--pictures=."], "--pictures=. cannot be written"),
+        (["--checkpoint="], "--checkpoint is empty"),
         (["--think=maybe"], "--think=maybe"),
         (["--benchmark=geneval"], "geneval"),
         (["--steps=0"], "--steps=0"),
@@ -58,9 +65,24 @@ def test_ways_of_thinking(door, tmp_path):
         (["stray"], "stray"),
     ],
 )
-def test_one_line_for_what_is_wrong(door, capsys, words, message):
+def test_one_line_for_what_is_wrong(door, monkeypatch, tmp_path, capsys, words, message):
+    drawn = []
+    monkeypatch.setattr(pipeline, "generate", lambda *given: drawn.append(given))
+    if "--checkpoint=" in words:
+        monkeypatch.setattr(evaluate.ThinkGen, "from_pretrained", loading.load)
     with pytest.raises(SystemExit) as stop:
         door(*words)
+    assert not drawn and not list(tmp_path.iterdir())
     told = capsys.readouterr().err
     assert stop.value.code == 2 and told.startswith("error: ") and message in told
     assert told.count("\n") == 1
+
+
+def test_an_interruption_is_one_line(door, monkeypatch, capsys):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "generate", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        door("--count=1")
+    assert stop.value.code == 130 and capsys.readouterr().err.startswith("interrupted")

@@ -137,6 +137,11 @@ def test_what_was_converted_is_told(door, painter, tmp_path, capsys):
         (["--prompt=a", "--size=64"], "--size=64"),
         (["--prompt=a", "--size=0x64"], "--size=0x64"),
         (["--prompt=a", "--steps=0"], "--steps=0"),
+        (["--prompt=a", "--steps=1000000000000"], "--steps=1000000000000, must be at most 1000"),
+        (["--prompt=a \udcff"], "--prompt='a \\udcff' is no text"),
+        (["--prompt=a", "--negative=\udcff"], "--negative='\\udcff' is no text"),
+        (["--prompt=a <|image_pad|>"], "holds <|image_pad|>, which has a meaning of its own"),
+        (["--prompt=a </think> b"], "holds </think>, which has a meaning of its own"),
         (["--prompt=a", "--task=sing"], "--task=sing"),
         (["--prompt=a", "--out=a.jpg"], "--out=a.jpg"),
         (["--prompt=a", "--seed=-1"], "--seed=-1"),
@@ -144,7 +149,13 @@ def test_what_was_converted_is_told(door, painter, tmp_path, capsys):
         (["--prompt=a", "stray"], "stray"),
         (["--requests=none.jsonl"], "none.jsonl cannot be read"),
         (["--requests=empty.jsonl"], "no request"),
-        (["--requests=bad.jsonl"], "line 2: no JSON"),
+        (["--requests=bad.jsonl"], "--requests=bad.jsonl, line 2 is no JSON"),
+        (["--requests=deep.jsonl"], "--requests=deep.jsonl, line 1 is no JSON"),
+        (["--requests=list.jsonl"], "--requests=list.jsonl, line 1 is no object"),
+        (["--requests=half.jsonl"], "--requests=half.jsonl, line 3: --prompt='\\ud800' is no text"),
+        (["--requests=pad.jsonl"], "line 1: --prompt='<|image_pad|>' holds <|image_pad|>"),
+        (["--requests=seed.jsonl"], "--requests=seed.jsonl, line 3: --seed=-1"),
+        (["--requests=task.jsonl"], "--requests=task.jsonl, line 1: --task=sing"),
         (["--requests=odd.jsonl"], "line 1: unknown keys ['promt']"),
         (["--requests=kind.jsonl"], "line 1: seed='x' is no int"),
     ],
@@ -155,6 +166,12 @@ def test_one_line_for_what_is_wrong(door, painter, tmp_path, capsys, words, mess
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
     (tmp_path / "odd.jsonl").write_text('{"promt": "a"}\n')
     (tmp_path / "kind.jsonl").write_text('{"prompt": "a", "seed": "x"}\n')
+    (tmp_path / "deep.jsonl").write_text("[" * 10**5)
+    (tmp_path / "list.jsonl").write_text("[]")
+    (tmp_path / "half.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "\\ud800"}\n')
+    (tmp_path / "pad.jsonl").write_text('{"prompt": "<|image_pad|>"}\n')
+    (tmp_path / "seed.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "a", "seed": -1}\n')
+    (tmp_path / "task.jsonl").write_text('{"prompt": "a", "task": "sing"}\n')
     with pytest.raises(SystemExit) as stop:
         door(*words)
     told = capsys.readouterr().err
@@ -166,6 +183,34 @@ def test_missing_weights_are_one_line(door, capsys):
     with pytest.raises(SystemExit):
         door("--prompt=a", "--checkpoint=nowhere")
     assert "error: --checkpoint=" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        door("--prompt=a", "--checkpoint=")
+    assert "error: --checkpoint is empty" in capsys.readouterr().err
+
+
+def test_a_folder_takes_the_usual_name(door, painter, tmp_path):
+    (tmp_path / "old").mkdir()
+    for out in ("new/", "old"):
+        door("--prompt=p", f"--out={out}")
+        names = sorted(path.name for path in (tmp_path / out).iterdir())
+        assert names == ["picture.json", "picture.png"]
+
+
+def test_a_picture_whose_name_is_no_text_is_told_all_the_same(door, painter, tmp_path):
+    images.save("in\udcff.png", RED)
+    door("--prompt=p", "--image=in\udcff.png")
+    assert json.loads((tmp_path / "picture.json").read_text())["images"] == ["in\udcff.png"]
+
+
+def test_an_interruption_is_one_line(door, painter, monkeypatch, capsys):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "generate", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        door("--prompt=p")
+    told = capsys.readouterr().err
+    assert stop.value.code == 130 and told.startswith("interrupted") and told.count("\n") == 1
 
 
 def test_what_was_drawn_is_kept_when_a_later_batch_fails(door, painter, tmp_path, monkeypatch):

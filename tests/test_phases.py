@@ -2,6 +2,7 @@
 """The schedule, noise windows, streams, and how invalid responses are settled."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,10 @@ def test_narrow_windows_lie_anywhere_inside():
         (dict(window=(2, 5), width=4), r"width = 4 does not fit the window \(2, 5\)"),
         (dict(width=11), "width = 11 does not fit"),
         (dict(chunks=3), "chunks = 3 does not divide prompts = 2"),
+        (dict(prompts=0), "prompts = 0: must be at least 1"),
+        (dict(inner=0), "inner = 0: must be at least 1"),
+        (dict(streams=(Stream(0.0, {"text": 1.0}),)), "streams: one of their weights must be"),
+        (dict(rewards={"miniature": math.inf}), "rewards.miniature = inf: must be finite"),
     ],
 )
 def test_plans_out_of_range_are_refused(bad, message):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests become the official pictures; batches may mix everything; odd input is told."""
 
+import logging
 from dataclasses import asdict, replace
 
 import jax
@@ -17,7 +18,7 @@ from thinkgen_jax.data import images
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
 from thinkgen_jax.models.packing import pack_ragged
-from thinkgen_jax.pipeline import ThinkGen, pictures, words
+from thinkgen_jax.pipeline import ThinkGen, loading, pictures, words
 from thinkgen_jax.pipeline.settings import default
 from thinkgen_jax.sampling import dpm, flow
 from thinkgen_jax.sampling.flow import Guidance
@@ -411,6 +412,8 @@ def test_understanding_answers(wordy):
         (Request("a", size=(0, 8)), "--size=0x8"),
         (Request("a", size=(10**5, 10**5)), "pixels in all"),
         (Request("a", seed=-1), "--seed=-1"),
+        (Request("a <|im_end|> b"), "holds <.im_end.>, which has a meaning of its own"),
+        (Request("\ud800"), "--prompt=.* is no text: half a surrogate pair"),
     ],
 )
 def test_impossible_requests_are_refused(request_, message):
@@ -423,6 +426,8 @@ def test_impossible_requests_are_refused(request_, message):
     ("changes", "message"),
     [
         (dict(steps=0), "--steps=0"),
+        (dict(steps=1001), "--steps=1001, must be at most 1000"),
+        (dict(negative="<|image_pad|>"), "--negative=.* holds <.image_pad.>"),
         (dict(text_guidance=float("nan")), "--text_guidance=nan"),
         (dict(temperature=-1.0), "--temperature"),
         (dict(colour=1), "colour"),
@@ -495,11 +500,12 @@ def test_a_saved_system_draws_the_same(quick, tmp_path):
     assert (a.image == b.image).all()
 
 
-def test_a_run_is_read_with_what_it_lacks_from_the_assets(monkeypatch, tmp_path):
+def test_a_run_is_read_with_what_it_lacks_from_the_assets(monkeypatch, tmp_path, caplog):
     """Running averages win over parameters; trees that the run does not hold are shipped ones."""
     parts, params = tiny()
     assets.save(tmp_path, parts.system, params._asdict(), parts.text, dtype="float32")
     monkeypatch.setattr(putting, "ASSETS", tmp_path)
+    monkeypatch.setattr(logging.getLogger("thinkgen_jax"), "propagate", True)
     double = jax.tree.map(lambda x: 2 * x, params.dit)
     state = {"dit": TrainState(jnp.zeros((), jnp.int32), params.dit, {}, double)}
     meta = {"system": asdict(parts.system), "start": {"dit": "assets"}}
@@ -510,6 +516,12 @@ def test_a_run_is_read_with_what_it_lacks_from_the_assets(monkeypatch, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, model.params, params._replace(dit=double))
     begun = ThinkGen.from_pretrained(tmp_path / "run", start=["dit"])
     jax.tree.map(np.testing.assert_array_equal, begun.params, params)
+    assert not caplog.records
+    with checkpoint.Checkpoints(tmp_path / "random") as saves:
+        saves.save(1, state, data={}, meta={**meta, "start": {"dit": "random", "mllm": "random"}})
+    loading.load(tmp_path / "random")
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "random: its mllm began random; the shipped one is taken" in told
     with checkpoint.Checkpoints(tmp_path / "less") as saves:
         less = replace(parts.system, dit=replace(parts.system.dit, num_prepad=2))
         saves.save(1, state, data={}, meta={**meta, "system": asdict(less)})

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training door: arguments and refusals; what it does: test_recipes.py, test_main_job.py."""
 
+import contextlib
+import ctypes
 import importlib
+import io
 import json
 import math
+import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
 from pathlib import Path
 
@@ -13,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from thinkgen_jax import checkpoint, parts, phases, recipe, train
+from thinkgen_jax import checkpoint, logs, parts, phases, recipe, train
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
 from thinkgen_jax.optim import OptimConfig
@@ -70,6 +77,78 @@ def test_refuses_a_batch_that_the_mesh_does_not_divide(tmp_path):
 def test_refuses_group_size_one(tmp_path):
     change = lambda c: c.plans.mllm_grpo.update(group=1)  # noqa: E731
     refused(change, "group = 1", tmp_path, "mllm_grpo")
+
+
+GROUPS = ("mllm_grpo", "dit_grpo")
+TOO_LOW = [
+    ("steps", 0, 1),
+    ("steps", -1, 1),
+    ("limit_skipped", 0, 1),
+    ("checkpoint.every", 0, 1),
+    ("log.images", 0, 1),
+    ("evaluate.count", -1, 0),
+    ("evaluate.steps", 0, 1),
+    ("optim.dit.accumulate", 0, 1),
+    ("plans.mllm_grpo.inner", 0, 1),
+    ("plans.dit_grpo.prompts", 0, 1),
+    ("plans.dit_grpo.draw.steps", 0, 1),
+    ("plans.dit_grpo.streams.a_drawn.length", 0, 1),
+    ("plans.mllm_grpo.streams.b_edited.pictures", -1, 0),
+    ("plans.mllm_grpo.draw.temperature", -0.5, 0),
+    ("plans.mllm_grpo.draw.halvings", -1, 0),
+    ("plans.mllm_grpo.streams.a_drawn.weight", -1.0, 0),
+    ("plans.mllm_grpo.streams.a_drawn.weight", math.inf, 0),
+    ("plans.mllm_grpo.streams.a_drawn.scenarios.reasoning", math.nan, 0),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "least"), TOO_LOW)
+def test_numbers_out_of_range_are_refused_before_anything_is_read(
+    key, value, least, tmp_path, monkeypatch
+):
+    """The words name the key, the value and the bound."""
+    monkeypatch.setattr(recipe, "load", None)
+    plan = next((f"plans.{name}" for name in GROUPS if key.startswith(f"plans.{name}.")), "")
+    told = f"config.{plan}: {key.removeprefix(plan + '.')}" if plan else f"config.{key}"
+    words = re.escape(f"{told} = {value}: must be at least {least}")
+    refused(lambda c: c.update_from_flattened_dict({key: value}), words, tmp_path, "sepgrpo")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("plans.dit_grpo.path.kernel", "euler", "dit_grpo: path.kernel = 'euler' is not one of"),
+        ("plans.mllm_grpo.token.temperature", 0.0, "mllm_grpo: token.temperature = 0.0: must be"),
+        ("plans.dit_grpo.streams.a_drawn.weight", 0.0, "streams: one of their weights must be"),
+        ("plans.dit_grpo.rewards.miniature_robust", math.nan, "miniature_robust = nan: must be f"),
+        ("plans.mllm_grpo.scenario_rewards", {"reasoning": {"form": math.inf}}, "form = inf: must"),
+        ("phases", ("mllm_grpo", 1), "config.phases: 'mllm_grpo' must be a phase and its steps"),
+        ("phases", (("mllm_grpo", 0),), r"config.phases: \('mllm_grpo', 0\) must be a phase"),
+        ("phases", (("mllm_grpo", 1), ("dit_grpo",)), r"config.phases: \('dit_grpo',\) must be"),
+        ("phases", (("mllm_grpo", 1, 2),), r"config.phases: \('mllm_grpo', 1, 2\) must be"),
+        ("phases", ((1, "mllm_grpo"),), r"config.phases: \(1, 'mllm_grpo'\) must be a phase"),
+        ("phases", (3,), "config.phases: 3 must be a phase and its steps"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_before_anything_is_read(
+    key, value, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(recipe, "load", None)
+
+    def change(config):
+        *blocks, name = key.split(".")
+        for block in blocks:
+            config = config[block]
+        config[name] = value
+
+    refused(change, message, tmp_path, "sepgrpo")
+
+
+@pytest.mark.parametrize(("key", "least"), [("prepad", 0), ("thought_tokens", 1)])
+def test_sizes_below_nothing_are_refused(key, least, tmp_path):
+    words = f"config.{key} = {least - 1}: must be at least {least}"
+    refused(lambda c: c.update({key: least - 1}), words, tmp_path, "dit_grpo")
 
 
 def test_pictures_that_nobody_named_are_missed_before_weights_are_read(tmp_path, monkeypatch):
@@ -131,6 +210,7 @@ def test_refuses_another_config_and_starts_fresh(tmp_path):
     (folder / "config.json").write_text(json.dumps(recipe.plain(config)))
     train.check_config(folder, config, fresh=False)
     config.seed = 7
+    (folder / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(ValueError, match="seed: 0 -> 7"):
         train.check_config(folder, config, fresh=False)
     train.check_config(folder, config, fresh=True)
@@ -142,6 +222,30 @@ def test_what_was_refused_is_not_agreed_with(tmp_path):
     """The line put right works in the same folder."""
     refused(lambda c: c.plans.mllm_grpo.update(group=1), "group = 1", tmp_path, "mllm_grpo")
     train.check_config(tmp_path / "run", config_of("mllm_grpo"), fresh=False)
+
+
+def test_a_run_without_a_commit_binds_nobody(tmp_path, monkeypatch):
+    """What it measured before the first step goes with its config."""
+    folder, config = tmp_path / "run", config_of("nano_vae")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "loop", failing)
+        with pytest.raises(ValueError, match="step 1: no"):
+            train.run(config, folder)
+    assert (folder / "config.json").exists()
+    (folder / "before.json").write_text("[{}, {}]")
+    train.keep_config(folder, config)
+    assert (folder / "before.json").exists()
+    config.seed = 7
+    train.run(config, folder)
+    assert not (folder / "before.json").exists()
+    assert json.loads((folder / "config.json").read_text())["seed"] == 7
+    config.seed = 8
+    with pytest.raises(ValueError, match="seed: 7 -> 8"):
+        train.run(config, folder)
+
+
+def failing(*_):
+    raise ValueError("step 1: no")
 
 
 @pytest.mark.parametrize(
@@ -225,6 +329,72 @@ class Still:
         }
         self.seen.append((self.learns, places))
         return states, {"loss": 0.0, "skipped": 0.0}, None
+
+
+@contextlib.contextmanager
+def interrupted(monkeypatch, *numbers):
+    """Runs are sent signals while their first step is under way."""
+    build, left = phases.build, list(numbers)
+
+    def built(*given):
+        phase = build(*given)
+
+        def update(*taken):
+            for number in [left.pop(0) for _ in numbers if left]:
+                signal.raise_signal(number)
+            return phase.update(*taken)
+
+        return phase._replace(update=update)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phases, "build", built)
+        yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_commits_says_how_to_go_on_and_goes_on(number, tmp_path, monkeypatch, capsys):
+    config, folder = config_of("nano_vae"), tmp_path / "run"
+    config.checkpoint.every = 100
+    before = signal.getsignal(number)
+    with interrupted(monkeypatch, number):
+        with pytest.raises(SystemExit, match="stopped at step 1; the same command goes on"):
+            train.run(config, folder)
+    assert capsys.readouterr().err.count(train.STOPPING) == 1
+    assert signal.getsignal(number) is before
+    with checkpoint.Checkpoints(folder) as saves:
+        assert saves.steps == (1,)
+    train.run(config, folder)
+    assert "resumed at step 1 of 2" in (folder / "log.txt").read_text()
+    assert [row["step"] for row in logs.read_metrics(folder)] == [1, 2]
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_commit(tmp_path, monkeypatch, capsys):
+    config, folder = config_of("nano_vae"), tmp_path / "run"
+    with interrupted(monkeypatch, signal.SIGINT, signal.SIGINT):
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, folder)
+    assert capsys.readouterr().err.count(train.STOPPING) == 1
+    assert not checkpoint.has_commit(folder)
+
+
+def test_an_interrupt_is_answered_while_the_main_thread_is_deep_in_a_call(monkeypatch):
+    """Two that arrive during it reach Python as one; they still count as two."""
+    said, heard = io.StringIO(), []
+    monkeypatch.setattr(sys, "stderr", said)
+
+    def send():
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        while train.STOPPING not in said.getvalue() and not heard:
+            time.sleep(0.01)
+        heard.append("answered")
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), train._interrupts():
+        threading.Thread(target=send).start()
+        ctypes.CDLL(None).sleep(2)  # as a compilation does, it neither ends early nor runs handlers
+        heard.append("awake")
+        time.sleep(1)  # Python's own calls the handler
+    assert heard[0] == "answered" and said.getvalue().count(train.STOPPING) == 1
 
 
 def test_in_every_phase_the_other_optimizer_is_off_the_devices(tmp_path):

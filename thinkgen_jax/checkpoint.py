@@ -242,6 +242,12 @@ def find(path: str | Path) -> Path:
     return commit
 
 
+def has_commit(workdir: str | Path) -> bool:
+    """Whether a run has committed anything, damaged or not."""
+    folder = Path(workdir) / FOLDER
+    return folder.is_dir() and any(p.name.isdecimal() for p in folder.iterdir())
+
+
 def read_meta(commit: Path) -> dict:
     """Reads a commit's `meta` without touching its arrays.
 

@@ -2,7 +2,7 @@
 """What the command lines share: flags of their own, `--help`, errors told in one line.
 
 A door defines its flags in `FLAGS = cli.values()`, so that doors stand side by side in one process,
-and ends in `cli.start(FLAGS, run)`.
+and ends in `cli.start(FLAGS, run)`. Training shares its flags with absl and takes `parse` alone.
 """
 
 import sys
@@ -18,21 +18,46 @@ def values() -> flags.FlagValues:
     return found
 
 
+def parse(known: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Reads the flags, and the config file where one is named; returns what is left of the words.
+
+    Raises:
+      SystemExit: 2, after one line, for what is wrong with them.
+    """
+    try:
+        rest = known(argv)
+        if "config" in known:
+            getattr(known["config"].value, "name", None)  # a file that cannot be read says so now
+        return rest
+    except AttributeError as err:  # ml_collections names the last part of the key
+        named = [a for a in argv if a.startswith("--config.") and str(err).strip("\"'") in a]
+        print(f"error: {' '.join(named) or err}: the config has no such key", file=sys.stderr)
+    except (flags.Error, ValueError, TypeError, OSError) as err:
+        lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+        print(f"error: {lines[-1] if lines else type(err).__name__}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def start(
     known: flags.FlagValues, run: Callable[[], object], argv: Sequence[str] | None = None
 ) -> None:
     """Reads the flags and runs; whatever a user can put right ends in one line and status 2.
+
+    Ctrl-C ends in one line and status 130.
 
     Args:
       argv: program and arguments; None takes those of the process.
     """
     argv = list(sys.argv if argv is None else argv)
     flags.FLAGS(argv[:1])  # absl's own flags keep their defaults
+    rest = parse(known, argv)[1:]
     try:
-        rest = known(argv)[1:]
         if rest:
             raise ValueError(f"unknown arguments {rest}")
         print(known.get_help()) if known["help"].value else run()
     except (flags.Error, ValueError, OSError) as err:  # OSError: a path that climbs, a full disk
         print(f"error: {err}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -28,6 +28,7 @@ from thinkgen_jax.aot import build, programs, slices
 from thinkgen_jax.aot.build import GIB, TOO_BIG, Result
 from thinkgen_jax.aot.programs import Job
 from thinkgen_jax.aot.slices import Slice
+from thinkgen_jax.data import files
 from thinkgen_jax.hf import assets
 from thinkgen_jax.models import presets
 
@@ -70,11 +71,27 @@ def run() -> None:
     config, machine = CONFIG.value, _machine()
     if JSON.value:  # before an hour is spent on what goes into it
         Path(JSON.value).parent.mkdir(parents=True, exist_ok=True)
+        _check_json(Path(JSON.value))
     mesh = sharding.make_mesh(**mesh_sizes(config, machine), devices=slices.devices(machine))
     found = search(config, machine) if SEARCH.value else judge(config, machine, mesh)
     _save(found)
     if found["verdict"] == TOO_BIG:
         raise SystemExit(1)
+
+
+def _check_json(path: Path) -> None:
+    """Refuses a file that cannot be written, or that holds anything but what was found before."""
+    if not path.exists():
+        return
+    try:
+        with path.open("r+b") as file:
+            old = files.parse(file.read())
+    except OSError as err:
+        raise ValueError(f"--json={path} cannot be written: {err.strerror}") from err
+    except ValueError as err:
+        raise ValueError(f"--json={path} {err}; name another file") from err
+    if not isinstance(old, dict) or not {"topology", "verdict"} <= old.keys():
+        raise ValueError(f"--json={path} holds no result of a compilation; name another file")
 
 
 def _save(found: dict) -> None:

@@ -61,9 +61,10 @@ ADAPTER = flags.DEFINE_multi_string(
     "PEFT folder of a LoRA adapter, merged into the released weights it names; may be repeated.",
     flag_values=FLAGS,
 )
-DTYPE = flags.DEFINE_string(
+DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
+    ("bfloat16", "float16", "float32"),
     "Of the weights; default bfloat16 for ours, else that of --source or of the trees.",
     flag_values=FLAGS,
 )
@@ -79,12 +80,15 @@ def run() -> None:
     """Writes the folder.
 
     Raises:
-      ValueError: for an unknown preset, a missing run or folder, or a tree of other dimensions.
+      ValueError: for an unknown preset, a missing run or folder, a tree of other dimensions, or
+        nothing to write.
     """
     if not OUT.value:
         raise ValueError("--out is needed: the folder to write")
     system = _system()
     adapted = _adapters(system)
+    if FORMAT.value == "assets":
+        _check_ours(system, adapted)
     trees = _trees(system, adapted)
     if FORMAT.value != "assets":
         _fill(trees, system, adapted)
@@ -172,6 +176,19 @@ def _fill(trees: dict[str, Tree], system: System, adapted: dict[str, Adapter]) -
 def _released(folder: str, system: System, tree: str, adapted: dict[str, Adapter]) -> Tree:
     how = dict(shapes=parts.shapes(system, tree), adapter=adapted.get(tree))
     return folders.read_tree(folder, system, tree, **how)
+
+
+def _check_ours(system: System, adapted: dict[str, Adapter]) -> None:
+    """Refuses to write nothing, or beside trees that would no longer fit what config.json says."""
+    named = [tree for tree in parts.TREES if TREES[tree].value is not None]
+    if not (named or adapted or TOKENIZER.value):
+        options = ", ".join(f"--{tree}" for tree in parts.TREES)
+        raise ValueError(f"--out={OUT.value}: nothing to write; name {options} or --tokenizer")
+    kept = {tree: parts.shapes(system, tree) for tree in parts.TREES if tree not in named}
+    try:
+        assets.check_kept(OUT.value, system, kept)
+    except ValueError as error:
+        raise ValueError(f"--out={OUT.value} {error}; name another folder") from error
 
 
 def _ours(system: System, trees: dict[str, Tree]) -> None:

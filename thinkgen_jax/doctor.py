@@ -12,7 +12,6 @@
   range below it clips rounding.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -77,6 +76,10 @@ def run() -> None:
     unknown = sorted(set(CHECK.value) - set(CHECKS))
     if CONFIG.value is None or unknown:
         raise ValueError(f"--config is needed, --check={unknown or CHECK.value} from {CHECKS}")
+    if not CHECK.value:
+        raise ValueError(f"--check is empty: want some of {CHECKS}")
+    if SHOWN.value < 1:
+        raise ValueError(f"--group={SHOWN.value}, must be at least 1")
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     cache.enable()
@@ -135,12 +138,11 @@ def read_set(path: Path) -> list[tuple[bool, Sample]]:
     """
     out = []
     try:
-        lines = files.split(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
         raise ValueError(f"--samples={path} cannot be read: {err}") from err
-    for number, line in enumerate(lines, start=1):
+    for number, row in files.objects(text, f"--samples={path}"):
         try:
-            row = json.loads(line)
             image = images.open_picture(path.parent / row["image"]).image
             request = Request(row["prompt"], meta=row.get("meta", {}))
             said = row.get("instruction", row["prompt"])

@@ -8,6 +8,7 @@ started again, and are scored by `--judge` or `--detector` where they need one.
 
 import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -89,10 +90,21 @@ def run() -> dict:
 
     Raises:
       ValueError: for anything a user can put right, before anything is drawn where possible.
+      SystemExit: 130, when the user interrupts it.
     """
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        print("interrupted; an official benchmark goes on when started again", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _run() -> dict:
     is_official = BENCHMARK.value in bench.OFFICIAL
     out = Path(WORKDIR.value) / OUT.value
-    _check(out) if is_official else _writable(out)
+    _check(out) if is_official else _writable(out, "--out")
+    if PICTURES.value is not None:
+        _writable(Path(WORKDIR.value) / PICTURES.value, "--pictures")
     cache.enable()
     model = ThinkGen.from_pretrained(CHECKPOINT.value, start=START.value)
     settings = default(
@@ -182,17 +194,20 @@ def _check(out: Path) -> None:
     some, tools = tasks[: LIMIT.value or None], dict(judge=JUDGE.value, detector=DETECTOR.value)
     official.can_score(benchmark, prompts, some, **tools)
     out.mkdir(parents=True, exist_ok=True)
-    _writable(out / "result.json")
+    _writable(out / "result.json", "--out")
 
 
-def _writable(path: Path) -> None:
+def _writable(path: Path, flag: str) -> None:
     """Refuses a file that cannot be written, before an hour is spent on what goes into it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
         with path.open("a"):
             pass
+        if is_new:  # it may stay unwritten
+            path.unlink()
     except OSError as err:
-        raise ValueError(f"--out={path} cannot be written: {err.strerror}") from err
+        raise ValueError(f"{flag}={path} cannot be written: {err.strerror}") from err
 
 
 if __name__ == "__main__":

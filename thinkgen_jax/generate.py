@@ -7,6 +7,7 @@ line of a file is a request of its own; `--out` is then a folder.
     {"prompt": "make it blue", "image": ["cat.png"], "think": false, "seed": 3, "size": "64x64"}
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ from thinkgen_jax.pipeline.settings import REUSES, SOLVERS
 from thinkgen_jax.structs import Request, Result
 
 TASKS = ("draw", "reflect", "understand")
+PICTURE_FILE = "picture.png"  # where --out names none
 KEYS = ("prompt", "image", "task", "think", "size", "seed")  # of one line of --requests
 
 FLAGS = cli.values()
@@ -83,7 +85,10 @@ TEMPERATURE = flags.DEFINE_float(
 )
 ROUNDS = flags.DEFINE_integer("rounds", 1, "Most repairs of --task=reflect.", flag_values=FLAGS)
 OUT = flags.DEFINE_string(
-    "out", None, "PNG file, default picture.png; a folder with --requests.", flag_values=FLAGS
+    "out",
+    None,
+    "PNG file, default picture.png, or a folder for it; always a folder with --requests.",
+    flag_values=FLAGS,
 )
 WORKDIR = flags.DEFINE_string("workdir", ".", "Where --out is, if not absolute.", flag_values=FLAGS)
 CHECKPOINT = flags.DEFINE_string(
@@ -111,6 +116,7 @@ class Asked:
     path: Path  # of the PNG
     sources: tuple[str, ...]
     notes: tuple[str, ...]
+    where: str = ""  # its line of --requests, for errors
 
 
 def run() -> list[Result]:
@@ -118,7 +124,16 @@ def run() -> list[Result]:
 
     Raises:
       ValueError: for anything a user can put right.
+      SystemExit: 130, when the user interrupts it.
     """
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        print("interrupted; what was drawn is written", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _run() -> list[Result]:
     asked = _asked()
     cache.enable()
     model = ThinkGen.from_pretrained(
@@ -139,7 +154,8 @@ def run() -> list[Result]:
         rounds=ROUNDS.value,
     )
     for one in asked:
-        check(one.request, model.parts.system)
+        with _told(one.where):
+            check(one.request, model.parts.system)
     model = ThinkGen(model.parts, model.params, settings)
     results = []
     for start in range(0, len(asked), settings.batch):  # what is drawn is written at once
@@ -169,21 +185,41 @@ def _asked() -> list[Asked]:
         "seed": SEED.value,
     }
     if REQUESTS.value is None:
-        path = Path(WORKDIR.value) / (OUT.value or "picture.png")
-        path = path if path.suffix else path.with_suffix(".png")
-        if path.suffix != ".png" or path.is_dir():
-            raise ValueError(f"--out={path}: want the name of a .png file")
+        path = _picture()
         _folder(path.parent)
         return list(_copies(_make(flags_, path)))
-    folder, source = Path(WORKDIR.value) / (OUT.value or "pictures"), Path(REQUESTS.value)
+    folder, name = Path(WORKDIR.value) / (OUT.value or "pictures"), f"--requests={REQUESTS.value}"
     _folder(folder)
     asked = []
-    for number, line in enumerate(_lines(source), start=1):
-        try:
-            asked += _copies(_make({**flags_, **_parse(line)}, folder / f"{number:04}.png"))
-        except ValueError as err:
-            raise ValueError(f"--requests={source}, line {number}: {err}") from err
+    for count, (line, fields) in enumerate(files.objects(_text(), name), start=1):
+        where = f"{name}, line {line}: "
+        with _told(where):
+            made = _make({**flags_, **_checked(fields)}, folder / f"{count:04}.png")
+            asked += _copies(replace(made, where=where))
+    if not asked:
+        raise ValueError(f"{name} holds no request")
     return asked
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Puts where a request stands before what is wrong with it."""
+    try:
+        yield
+    except ValueError as err:
+        raise ValueError(f"{where}{err}") from err
+
+
+def _picture() -> Path:
+    """The file of `--out`; in a folder, the usual name."""
+    out = OUT.value or PICTURE_FILE
+    path = Path(WORKDIR.value) / out
+    if out.endswith("/") or path.is_dir():
+        return path / PICTURE_FILE
+    path = path if path.suffix else path.with_suffix(".png")
+    if path.suffix != ".png" or path.is_dir():
+        raise ValueError(f"--out={path}: want the name of a .png file, or a folder")
+    return path
 
 
 def _copies(asked: Asked) -> Iterator[Asked]:
@@ -202,24 +238,15 @@ def _copies(asked: Asked) -> Iterator[Asked]:
         yield replace(asked, request=request, path=path)
 
 
-def _lines(path: Path) -> list[str]:
+def _text() -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return Path(REQUESTS.value).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
-        raise ValueError(f"--requests={path} cannot be read: {err}") from err
-    lines = [line for line in files.split(text) if line.strip()]
-    if not lines:
-        raise ValueError(f"--requests={path} holds no request")
-    return lines
+        raise ValueError(f"--requests={REQUESTS.value} cannot be read: {err}") from err
 
 
-def _parse(line: str) -> dict:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as err:
-        raise ValueError(f"no JSON: {err}") from err
-    if not isinstance(fields, dict):
-        raise ValueError('want an object, e.g. {"prompt": "a red circle"}')
+def _checked(fields: dict) -> dict:
+    """The fields of one line of `--requests`, each of its kind."""
     unknown = sorted(set(fields) - set(KEYS))
     if unknown:
         raise ValueError(f"unknown keys {unknown}; known are {list(KEYS)}")
@@ -294,9 +321,9 @@ def _write(one: Asked, result: Result, settings: Settings, seconds: float) -> No
     try:
         if result.image is not None:
             images.save(one.path, result.image)
-        one.path.with_suffix(".json").write_text(
-            json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        said = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+        # A file's name may be no text: JSON spells its bytes.
+        one.path.with_suffix(".json").write_text(said, "utf-8", "backslashreplace")
     except OSError as err:
         raise ValueError(f"--out={one.path} cannot be written: {err.strerror}") from err
     if result.thought:

@@ -99,6 +99,7 @@ class SftPlan:
             raise ValueError(f"drop = {self.drop}, silent = {self.silent}: must lie in [0, 1]")
         if self.shift is not None and self.shift <= 0:
             raise ValueError(f"shift = {self.shift}: must be above 0")
+        _check_shares(self.streams)
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,9 @@ class RlPlan:
     silent: float = 0.5
 
     def __post_init__(self) -> None:
+        for name in ("prompts", "inner"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         if self.group < 2:
             raise ValueError(f"group = {self.group} has no advantage; it must be at least 2")
         if self.chunks < 1 or self.prompts % self.chunks:
@@ -174,11 +178,17 @@ class RlPlan:
             raise ValueError(f"combine = {self.combine!r} is not one of {COMBINE}")
         if not 0 <= self.drop_limit <= 1:
             raise ValueError(f"drop_limit = {self.drop_limit}: must lie in [0, 1]")
+        _check_shares(self.streams)
         rewards.check(self.rewards, self.servers, self.scenario_rewards)
         there = {name.partition("/")[0] for s in self.streams for name in s.scenarios}
         idle = sorted(set(self.scenario_rewards) - there)
         if idle:
             raise ValueError(f"scenario_rewards {idle}: no stream has them, there are {there}")
+
+
+def _check_shares(streams: Sequence[Stream]) -> None:
+    if streams and not any(stream.weight for stream in streams):
+        raise ValueError("streams: one of their weights must be above 0")
 
 
 class Setup(NamedTuple):

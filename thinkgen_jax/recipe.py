@@ -37,6 +37,14 @@ from thinkgen_jax.structs import Params, States
 from thinkgen_jax.world import tasks
 
 CURVES = ("loss", "reward", "kl", "psnr", "entropy", "grad_norm")
+LEAST = {  # that numbers of a run may be
+    "steps": 1,
+    "limit_skipped": 1,
+    "checkpoint.every": 1,
+    "log.images": 1,
+    "evaluate.count": 0,
+    "evaluate.steps": 1,
+}
 ENCODERS = ("mllm", "vae")  # trees that encode what the DiT learns from
 
 
@@ -93,11 +101,11 @@ def frozen_dtype(config: ConfigDict) -> str:
 
 
 def _is_rl(config: ConfigDict) -> bool:
-    return any(name.endswith("grpo") for name, _ in config.phases)
+    return any(name.endswith("grpo") for name, _ in schedule(config))
 
 
 def _frozen(config: ConfigDict) -> set[str]:
-    names = {name for name, _ in config.phases}
+    names = {name for name, _ in schedule(config)}
     if "flow_sft" not in names or is_encoded(config):
         return set()
     return {"vae"} if config.get("dit_condition") else {"vae", "mllm"}
@@ -147,22 +155,56 @@ def plans(config: ConfigDict) -> Iterator[tuple[str, SftPlan | RlPlan]]:
     """The plan of every phase of the schedule.
 
     Raises:
-      ValueError: for a value out of its range, naming the block.
+      ValueError: for a value out of its range, naming the block; or as `check_phases`.
     """
-    for name in dict.fromkeys(name for name, _ in config.phases):
+    check_phases(config)
+    for name in dict.fromkeys(name for name, _ in schedule(config)):
         try:
             yield name, plan(with_data(config, config.plans[name].to_dict()))
         except ValueError as err:
             raise ValueError(f"config.plans.{name}: {err}") from None
 
 
+def schedule(config: ConfigDict) -> tuple[tuple[str, int], ...]:
+    """The phases and how many steps each has before the next.
+
+    Raises:
+      ValueError: for none, or entries that are no such pairs.
+    """
+    if not config.phases:
+        raise ValueError("config.phases is empty: at least one phase with one step is needed")
+    for entry in config.phases:
+        match entry:
+            case [str(), int(count)] if count >= 1:
+                continue
+        raise ValueError(
+            f"config.phases: {entry!r} must be a phase and its steps, at least 1, "
+            "e.g. (('mllm_grpo', 14), ('dit_grpo', 8))"
+        )
+    return tuple((name, count) for name, count in config.phases)
+
+
+def check_counts(config: ConfigDict) -> None:
+    """Refuses numbers of a run that are below `LEAST`.
+
+    Raises:
+      ValueError: naming the key, the value and the bound.
+    """
+    for key, least in LEAST.items():
+        block, _, name = key.rpartition(".")
+        value = (config[block] if block else config)[name]
+        if value < least:
+            raise ValueError(f"config.{key} = {value}: must be at least {least}")
+
+
 def check_phases(config: ConfigDict) -> None:
     """Refuses a schedule, or scenarios, that do not exist.
 
     Raises:
-      ValueError: for no phase, an unknown one, or one without a plan or an optimizer; for an
-        unknown scenario.
+      ValueError: for no phase, an unknown one, or one without a plan or an optimizer, or without
+        steps or micro-batches; for an unknown scenario.
     """
+    walk = schedule(config)
     wanted = [*config.evaluate.scenarios]
     for block in config.plans.values():
         if not block.get("sets"):  # they have scenarios of their own
@@ -172,15 +214,16 @@ def check_phases(config: ConfigDict) -> None:
         raise ValueError(
             f"scenarios {unknown} of config.evaluate or config.plans: not one of {tasks.SCENARIOS}"
         )
-    if not sum(count for _, count in config.phases):
-        raise ValueError("config.phases is empty: at least one phase with one step is needed")
-    for name, _ in config.phases:
+    for name, _ in walk:
         if name not in LEARNS:
             raise ValueError(f"config.phases: {name!r} is not one of {sorted(LEARNS)}")
         if name not in config.plans:
             raise ValueError(f"config.phases names {name!r}, config.plans has no such block")
         if LEARNS[name] not in config.optim:
             raise ValueError(f"config.optim has no block {LEARNS[name]!r} for {name!r}")
+        cut = config.optim[LEARNS[name]].accumulate
+        if cut < 1:
+            raise ValueError(f"config.optim.{LEARNS[name]}.accumulate = {cut}: must be at least 1")
 
 
 def check_evaluation(config: ConfigDict) -> None:
@@ -202,7 +245,7 @@ def check_rows(config: ConfigDict) -> None:
     Raises:
       ValueError: naming the rows of a step and the number of parts.
     """
-    for name, _ in config.phases:
+    for name, _ in schedule(config):
         axes = ("batch",) if LEARNS[name] == "mllm" else ("rows",)
         ways = sharding.parts(axes)
         block, accumulate = config.plans[name], config.optim[LEARNS[name]].accumulate
@@ -263,7 +306,10 @@ def plan(block: dict) -> SftPlan | RlPlan:
     values = _tuples(block)
     if "corpus" in values:
         values["corpus"] = pictures(block["corpus"])
-    values["streams"] = tuple(Stream(**block["streams"][name]) for name in sorted(block["streams"]))
+    values["streams"] = tuple(
+        _made(f"streams.{name}", Stream, **block["streams"][name])
+        for name in sorted(block["streams"])
+    )
     if "batch" in values:
         if "loss" in values:
             values["loss"] = VaeLoss(**block["loss"])
@@ -273,12 +319,20 @@ def plan(block: dict) -> SftPlan | RlPlan:
     values["sets"] = tuple(PromptSet(**sets[name]) for name in sorted(sets))
     servers = block.get("servers", {}).items()
     values["servers"] = {name: service(name, _tuples(one)) for name, one in servers}
-    values["draw"] = Draw(**{**block["draw"], "guidance": guidance})
+    values["draw"] = _made("draw", Draw, **{**block["draw"], "guidance": guidance})
     if "token" in values:
-        values["token"] = MllmGrpoConfig(**block["token"])
+        values["token"] = _made("token", MllmGrpoConfig, **block["token"])
     if "path" in values:
-        values["path"] = DitGrpoConfig(guidance=guidance, **block["path"])
+        values["path"] = _made("path", DitGrpoConfig, guidance=guidance, **block["path"])
     return RlPlan(**values)
+
+
+def _made(key: str, record: type, **fields: object) -> object:
+    """A record whose refusals name its fields by their whole keys."""
+    try:
+        return record(**fields)
+    except ValueError as err:
+        raise ValueError(f"{key}.{err}") from None
 
 
 def service(name: str, values: dict) -> Service:
@@ -306,7 +360,7 @@ def _tuples(block: dict) -> dict:
 
 def trained_trees(config: ConfigDict) -> tuple[str, ...]:
     """Trees that the schedule trains, in its order."""
-    return tuple(dict.fromkeys(LEARNS[name] for name, _ in config.phases))
+    return tuple(dict.fromkeys(LEARNS[name] for name, _ in schedule(config)))
 
 
 def modes(config: ConfigDict) -> dict[str, miniature.Mode]:

@@ -11,6 +11,7 @@
 Source: paper 4 (SepGRPO); Flow-GRPO.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +63,14 @@ class Draw:
     guidance: Guidance = flow.NO_GUIDANCE
     temperature: float = 1.0
     halvings: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps = {self.steps}: must be at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature = {self.temperature}: must be at least 0")
+        if self.halvings < 0:
+            raise ValueError(f"halvings = {self.halvings}: must be at least 0")
 
 
 class Thinking(NamedTuple):

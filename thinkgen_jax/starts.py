@@ -38,8 +38,12 @@ def system_of(config: ConfigDict) -> System:
     """The sizes of a run: the preset's, then those of released folders, then the config's changes.
 
     Raises:
-      ValueError: for a released folder whose configs are damaged or do not fit.
+      ValueError: for a number out of its range, or a released folder whose configs are damaged or
+        do not fit.
     """
+    for key, least in (("prepad", 0), ("thought_tokens", 1)):
+        if config[key] is not None and config[key] < least:
+            raise ValueError(f"config.{key} = {config[key]}: must be at least {least}")
     system = presets.get(config.model)
     for tree in parts.TREES:
         source = config.start[tree]

@@ -15,12 +15,15 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import deque
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +35,7 @@ from ml_collections import ConfigDict, config_flags
 from thinkgen_jax import (
     cache,
     checkpoint,
+    cli,
     hosts,
     logs,
     phases,
@@ -71,6 +75,10 @@ PLACES = ("mesh.", "arg")  # where a run goes on may differ; its preset is in co
 MOVABLE = re.compile(
     r"plans\.\w+\.(drop_limit|servers\..+\.(urls|key|timeout|tries|backoff|workers|limit))"
     r"|log\.wandb"
+)
+STOPPING = (
+    "interrupted: this step is finished and committed, then the run stops; a second time stops it "
+    "without that, as soon as the call under way returns"
 )
 SHOWN = ("loss", "reward", "kl", "skipped")  # numbers beside the progress bar
 
@@ -155,10 +163,8 @@ def run(
         built = {name: phases.build(name, plan, setup) for name, plan in plans.items()}
         for phase in built.values():
             opened.callback(phase.close)
-        # Only now: a config that was refused leaves nothing that the next one must agree with.
         if hosts.is_first():
-            plain = json.dumps(recipe.plain(config), indent=2)
-            logs.write_text(workdir / CONFIG_FILE, plain + "\n")
+            keep_config(workdir, config)
         start = 0
         if saves.latest_step is not None:
             with hosts.together():
@@ -188,6 +194,7 @@ def prepare(config: ConfigDict, workdir: Path, *, fresh: bool) -> dict[str, SftP
     """
     if config.log.get("wandb"):
         logs.elsewhere(config.log.wandb)  # now, not behind the evaluation
+    recipe.check_counts(config)
     recipe.check_phases(config)
     recipe.check_evaluation(config)
     plans = dict(recipe.plans(config))
@@ -359,6 +366,8 @@ def resume(
 def check_config(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
     """Checks that a run in this folder has the same config but for `MOVABLE`, or moves it aside.
 
+    Without a commit there is nothing yet that another config could spoil.
+
     Raises:
       ValueError: when the config changed, listing what.
     """
@@ -367,21 +376,36 @@ def check_config(workdir: Path, config: ConfigDict, *, fresh: bool) -> None:
         aside = workdir.with_name(f"{workdir.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         shutil.move(workdir, aside)
         workdir.mkdir(parents=True)
-    new = json.loads(json.dumps(recipe.plain(config)))
-    if path.exists():
-        old = report.flatten(json.loads(path.read_text()))
-        now = report.flatten(new)
-        keys = [k for k in old.keys() | now.keys() if not k.startswith(PLACES)]
-        # A field that came later and says nothing is none that changed.
-        old, now = ({k: v for k, v in one.items() if v not in ([], {})} for one in (old, now))
-        changed = [k for k in sorted(keys) if old.get(k) != now.get(k)]
-        changed = [k for k in changed if not MOVABLE.fullmatch(k)]
-        if changed:
-            rows = "".join(f"\n  {k}: {old.get(k)!r} -> {now.get(k)!r}" for k in changed[:20])
-            raise ValueError(
-                f"--workdir={workdir} holds a run of another config; choose another folder or "
-                f"--fresh:{rows}"
-            )
+    changed = changes(workdir, config) if checkpoint.has_commit(workdir) else []
+    if changed:
+        rows = "".join(f"\n  {row}" for row in changed[:20])
+        raise ValueError(
+            f"--workdir={workdir} holds a run of another config; choose another folder or "
+            f"--fresh:{rows}"
+        )
+
+
+def changes(workdir: Path, config: ConfigDict) -> list[str]:
+    """What differs from the config that the folder was last run with, but for `MOVABLE`."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return []
+    old = report.flatten(json.loads(path.read_text()))
+    now = report.flatten(json.loads(json.dumps(recipe.plain(config))))
+    keys = [k for k in old.keys() | now.keys() if not k.startswith(PLACES)]
+    # A field that came later and says nothing is none that changed.
+    old, now = ({k: v for k, v in one.items() if v not in ([], {})} for one in (old, now))
+    changed = [k for k in sorted(keys) if old.get(k) != now.get(k)]
+    changed = [k for k in changed if not MOVABLE.fullmatch(k)]
+    return [f"{k}: {old.get(k)!r} -> {now.get(k)!r}" for k in changed]
+
+
+def keep_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes down the config; what was measured here under another one is no use any more."""
+    if changes(workdir, config):
+        for path in [*workdir.glob("before.*"), *workdir.glob("after_*.*")]:
+            path.unlink()
+    logs.write_text(workdir / CONFIG_FILE, json.dumps(recipe.plain(config), indent=2) + "\n")
 
 
 def default_workdir(config: ConfigDict) -> Path:
@@ -416,42 +440,63 @@ def write_report(config: ConfigDict, workdir: Path, scores: dict[str, tuple[dict
     )
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Reads the flags; what is wrong with them, or with the config file, is told in one line."""
-    try:
-        rest = flags.FLAGS(argv)
-        getattr(CONFIG.value, "name", None)  # a file that could not be read says so now
-        return rest
-    except AttributeError as err:  # ml_collections names the last part of the key
-        known = [a for a in argv if a.startswith("--config.") and str(err).strip("\"'") in a]
-        print(f"error: {' '.join(known) or err}: the config has no such key", file=sys.stderr)
-    except (flags.Error, ValueError, TypeError, OSError) as err:
-        lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-        print(f"error: {lines[-1] if lines else type(err).__name__}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 @contextlib.contextmanager
 def _interrupts():
-    """Turns Ctrl-C and SIGTERM into a question asked between steps; a second one ends at once."""
+    """Turns Ctrl-C and SIGTERM into a question asked between steps; a second one ends the run."""
     asked: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def handle(number, frame):
-        if asked:
+        if asked or len(heard) > 1:  # two during one call that does not return arrive here as one
             raise KeyboardInterrupt
         asked.append(number)
 
+    with _ears(numbers) as heard:
+        try:
+            before = [signal.signal(number, handle) for number in numbers]
+        except ValueError:  # not the main thread: the caller's handlers stay
+            before = []
+        try:
+            yield lambda: bool(asked)
+        finally:
+            for number, handler in zip(numbers, before, strict=False):
+                signal.signal(number, handler)
+    if asked:  # behind the last question; the last commit is under way or written
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _ears(numbers: tuple[int, ...]):
+    """Lists the signals as they arrive, and answers the first one with `STOPPING`.
+
+    In a thread, for Python calls handlers only between two calls of the main one, and a call that
+    compiles a program or waits for the device may take minutes.
+    """
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    ear, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+
+    def listen() -> None:
+        while told := os.read(ear, 1):
+            if told[0] in numbers:
+                heard.append(told[0])
+                if len(heard) == 1:
+                    print(f"\n{STOPPING}", file=sys.stderr, flush=True)  # off the bar's line
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
     try:
-        before = [signal.signal(number, handle) for number in numbers]
-    except ValueError:  # not the main thread: the caller's handlers stay
-        before = []
-    try:
-        yield lambda: bool(asked)
+        yield heard
     finally:
-        for number, handler in zip(numbers, before, strict=False):
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(mouth)
+        listener.join()
+        os.close(ear)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=partial(cli.parse, flags.FLAGS))

@@ -128,11 +128,33 @@ def test_a_mode_without_guidance_draws_without(monkeypatch):
     assert usual.text_guidance > 1 and list(out) == list(modes)
 
 
-def test_refusals():
-    with pytest.raises(ValueError, match="--count=0"):
-        miniature.run(MODEL, count=0)
-    with pytest.raises(ValueError, match="'cooking' is not one of"):
-        miniature.run(MODEL, count=1, scenarios=("cooking",))
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(count=0), "--count=0"),
+        (dict(scenarios=("composition", "cooking")), "'cooking' is not one of"),
+        (dict(scenarios=()), "--scenarios is empty"),
+        (dict(seed=4295), r"--seed=4295: must lie in \[0, 4294\]"),
+        (dict(seed=-1), "--seed=-1"),
+    ],
+)
+def test_refusals(monkeypatch, given, message):
+    """All of them before anything is drawn."""
+    monkeypatch.setattr(pipeline, "generate", None)
+    with pytest.raises(ValueError, match=message):
+        miniature.run(MODEL, **{"count": 1, **given})
+
+
+def test_the_greatest_seed_still_draws(monkeypatch):
+    seeds = []
+
+    def painter(built, params, asked, settings):
+        seeds.extend(request.seed for request in asked)
+        return perfect(built, params, asked)
+
+    monkeypatch.setattr(pipeline, "generate", painter)
+    miniature.run(MODEL, count=2, think=(True,), scenarios=("composition",), seed=4294)
+    assert len(seeds) == 2 and max(seeds) < 2**32
 
 
 def test_table_of_benchmarks():

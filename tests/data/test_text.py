@@ -2,6 +2,7 @@
 """Templates against official ids; responses taken apart; the tokenizer of the miniature world."""
 
 import json
+import logging
 from dataclasses import replace
 
 import pytest
@@ -152,6 +153,15 @@ def test_every_string_survives(nano, said):
 def test_training_repeats_itself():
     a, b = (words.train(["a red circle", "a blue star"] * 9, vocab_size=300) for _ in range(2))
     assert a.get_vocab() == b.get_vocab()
+
+
+def test_a_text_beyond_the_tokenizers_length_is_read_in_silence(nano, caplog, monkeypatch):
+    """Who asks cuts it and tells; the tokenizer's own note speaks of errors that do not come."""
+    monkeypatch.setattr(nano.tokenizer, "deprecation_warnings", {})  # it tells once
+    package = logging.getLogger("transformers")
+    monkeypatch.setattr(package, "propagate", True)
+    assert len(nano.encode("a red circle " * 2000)) > nano.tokenizer.model_max_length
+    assert not caplog.records
 
 
 def test_folders(nano, tmp_path):

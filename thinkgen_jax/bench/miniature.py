@@ -24,7 +24,7 @@ from thinkgen_jax import logs, pipeline, report
 from thinkgen_jax.data import sources
 from thinkgen_jax.parts import Parts
 from thinkgen_jax.pipeline import ThinkGen
-from thinkgen_jax.pipeline.settings import Settings
+from thinkgen_jax.pipeline.settings import SEEDS, Settings
 from thinkgen_jax.rewards import miniature as rules
 from thinkgen_jax.structs import Params, Request, Result, Sample
 from thinkgen_jax.world import tasks, verify
@@ -33,6 +33,7 @@ NAMES = ("reward", "strict", "soft", "follows")
 ABOUT = {"split": "heldout", "reader": verify.READER, "intervals": "95 %"}
 SHOWN = 16  # pictures of a sheet
 BATCH = 32
+APART = 1_000_003  # from the noise of one --seed to that of the next
 
 
 class Mode(NamedTuple):
@@ -120,15 +121,12 @@ def run(
       seed: of the noise; exercises do not depend on it.
 
     Raises:
-      ValueError: for no exercise, or an unknown scenario.
+      ValueError: for no exercise, an unknown scenario or none, or a seed out of range.
     """
-    if count < 1:
-        raise ValueError(f"--count={count}: at least 1 exercise per scenario")
+    _check(count, scenarios, seed)
     settings = settings or replace(model.settings, batch=BATCH)
     rows, pictures = [], []
     for scenario in scenarios:
-        if scenario not in tasks.SCENARIOS:
-            raise ValueError(f"--scenarios: {scenario!r} is not one of {tasks.SCENARIOS}")
         for thinks in think[:1] if scenario == "understand" else think:
             asked = requests(scenario, range(count), think=thinks, seed=seed)
             results = pipeline.generate(model.parts, model.params, asked, settings)
@@ -137,11 +135,25 @@ def run(
     return Outcome(tuple(rows), tuple(pictures))
 
 
+def _check(count: int, scenarios: Sequence[str], seed: int) -> None:
+    """Refuses what could not be measured to the end, before anything is drawn."""
+    if count < 1:
+        raise ValueError(f"--count={count}: at least 1 exercise per scenario")
+    if not scenarios:
+        raise ValueError(f"--scenarios is empty: want some of {tasks.SCENARIOS}")
+    for scenario in scenarios:
+        if scenario not in tasks.SCENARIOS:
+            raise ValueError(f"--scenarios: {scenario!r} is not one of {tasks.SCENARIOS}")
+    most = (SEEDS - count) // APART
+    if not 0 <= seed <= most:
+        raise ValueError(f"--seed={seed}: must lie in [0, {most}] with --count={count}")
+
+
 def requests(scenario: str, indices: Sequence[int], *, think: bool, seed: int = 0) -> list[Request]:
     """Held-out exercises as a user would ask them; noise differs from one to the next."""
     items = [tasks.item(scenario, index, "heldout") for index in indices]
     return [
-        sources.from_item(item, think=think, seed=seed * 1_000_003 + index)
+        sources.from_item(item, think=think, seed=seed * APART + index)
         for item, index in zip(items, indices, strict=True)
     ]
 

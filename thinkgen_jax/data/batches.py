@@ -7,6 +7,7 @@ asks for it; the position of a mixed stream is one number, with workers one of e
 """
 
 import json
+import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,16 @@ class Stream:
     thinking: bool = False
 
     def __post_init__(self) -> None:
+        for name, least in (("length", 1), ("pictures", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        shares = {"weight": self.weight}
+        shares |= {f"scenarios.{name}": share for name, share in self.scenarios.items()}
+        for name, share in shares.items():
+            if not 0 <= share < math.inf:
+                raise ValueError(f"{name} = {share}: must be at least 0 and finite")
         if self.thinking and self.pictures:
-            raise ValueError("a stream has thinking = True or pictures > 0, not both")
+            raise ValueError("thinking = True or pictures > 0, not both")
 
 
 @dataclass(frozen=True)

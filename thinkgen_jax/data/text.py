@@ -58,7 +58,8 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a string; special tokens in it are recognised."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        # Not verbose: what is too long for the model is cut and told by those who ask.
+        return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The string again, special tokens kept."""
@@ -142,6 +143,24 @@ def check_marker(marker: str) -> None:
     if not re.fullmatch(r"<[^<>\s]+>", marker) or marker in TAKEN:
         taken = ", ".join(TAKEN)
         raise ValueError(f"marker {marker!r} (--marker, config.marker): want <NAME>, not {taken}")
+
+
+def check_words(words: str, flag: str, *, marker: str = CLOSE) -> None:
+    """Refuses a user's words that are no text, or in which a token stands that the templates use.
+
+    Args:
+      flag: where the words are from, for errors.
+
+    Raises:
+      ValueError: naming the words and the token.
+    """
+    try:
+        words.encode("utf-8")
+    except UnicodeEncodeError as err:  # JSON can spell it, and a byte that is not UTF-8 becomes it
+        raise ValueError(f"{flag}={words!r:.60} is no text: half a surrogate pair") from err
+    for token in (*SPECIAL, marker):
+        if token in words:
+            raise ValueError(f"{flag}={words!r:.60} holds {token}, which has a meaning of its own")
 
 
 def _with_pictures(prompt: str, pictures: Sequence[int]) -> str:

@@ -61,6 +61,33 @@ def save(
     files.write_config(folder, config)
 
 
+def check_kept(folder: str | Path, system: System, shapes: Mapping[str, Tree]) -> None:
+    """Refuses a folder whose trees would not fit the system that `save` writes; reads none.
+
+    Args:
+      shapes: abstract parameters of the trees that stay as they are, where the folder has them.
+
+    Raises:
+      ValueError: for a config.json that is not ours, or a tree of another preset or other dims.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        return
+    if not is_assets(folder):
+        raise ValueError(f"has a config.json that is not of the format {FORMAT!r}")
+    preset = files.read_config(folder).get("preset")
+    for name, wanted in shapes.items():
+        file = _weights(folder, name)
+        if not file.exists():
+            continue
+        if preset != system.name:
+            raise ValueError(f"has the {name} of preset {preset!r}, not {system.name!r}")
+        entries, faults = streams.scan(file)
+        faults += streams.misfits(entries, TABLES[name](getattr(system, name)), wanted)
+        if faults:
+            raise ValueError(f"has a {name} of other dimensions: {faults[0]}")
+
+
 def is_assets(folder: str | Path) -> bool:
     """Whether a folder is one of ours."""
     try:

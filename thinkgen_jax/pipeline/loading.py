@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a system comes from: the shipped weights, a folder like them, a released one, or a run."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from thinkgen_jax.parts import Parts
 from thinkgen_jax.structs import Params, Tree
 
 DTYPES = ("float32", "bfloat16")
+LOG = logging.getLogger(__name__)
 
 
 def load(
@@ -33,7 +35,8 @@ def load(
     Args:
       path: None takes the shipped weights; else a folder like theirs, a released pipeline, or a
         run, its `checkpoints` folder or one commit. A run's running averages win over its
-        parameters, and trees that did not learn come from where the run took them.
+        parameters, and trees that did not learn come from where the run took them; the shipped
+        one stands for a tree that was random there, which a warning tells.
       dtype: of parameters and activations, see `presets.in_dtype`.
       marker: token behind which the instruction stands; None takes the system's own.
       parity: do as the release does where it does otherwise, see `presets.as_released`.
@@ -44,6 +47,8 @@ def load(
       ValueError: when it is missing, damaged, foreign, or of other dimensions; for a tree of
         `start` that does not exist, or a folder that is no run.
     """
+    if path == "":
+        raise ValueError("--checkpoint is empty: name a run or folder, or leave it out")
     unknown = sorted(set(start) - set(putting.TREES))
     if unknown:
         raise ValueError(f"--start: {unknown} are none of {putting.TREES}")
@@ -87,13 +92,17 @@ def _released(folder: Path, kind: str, dtype: str) -> tuple[System, Text, dict[s
 
 
 def _from_run(path: Path, dtype: str, start: Sequence[str]) -> tuple[System, Text, dict[str, Tree]]:
-    """A run's trees, and those it was trained with."""
+    """A run's trees, and those it was trained with; one that was random there is not kept."""
     from thinkgen_jax import checkpoint  # slow to import, and rarely needed
 
     meta = checkpoint.meta_of(path)
     system = assets.system_from(meta.get("system", {}), f"--checkpoint={path}: its system")
     sources, trees = checkpoint.sources(path, start=start), {}
     for name in putting.TREES:
+        if name not in sources and meta.get("start", {}).get(name) == "random":
+            LOG.warning(
+                "--checkpoint=%s: its %s began random; the shipped one is taken", path, name
+            )
         source = Path(sources.get(name, "assets"))
         source = putting.ASSETS if source == Path("assets") else source
         if not source.is_dir():

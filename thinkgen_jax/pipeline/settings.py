@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from thinkgen_jax.data import images
+from thinkgen_jax.data.text import check_words
 from thinkgen_jax.models.presets import System
 from thinkgen_jax.sampling.reuse import Reuse, TaylorSeer, TeaCache
 from thinkgen_jax.structs import Request
@@ -16,6 +17,7 @@ SOLVERS = ("euler", "dpm")
 REUSES = ("none", "teacache", "taylorseer")
 LEAST = 64  # shortest padded length in tokens; longer ones are this times a power of two
 SEEDS = 2**32
+STEPS = 1000  # no picture gains from more, and all times of a path are held at once
 MOST = 1000.0  # no guidance scale or temperature beyond means anything
 
 
@@ -24,7 +26,7 @@ class Settings:
     """How answers are made; `default` fills in what a system prefers.
 
     Attributes:
-      steps: denoising steps, at least 1.
+      steps: denoising steps, from 1 to `STEPS`.
       text_guidance, image_guidance: scales, 1 for none; the second acts with references only.
       start, end: share of the steps inside which guidance acts.
       solver: "euler", or "dpm" for DPM-Solver++ of order 2.
@@ -69,6 +71,8 @@ def default(system: System, **changes: object) -> Settings:
     for name in ("steps", "rounds", "batch"):
         if getattr(made, name) < 1:
             raise ValueError(f"--{name}={getattr(made, name)}, must be at least 1")
+    if made.steps > STEPS:
+        raise ValueError(f"--steps={made.steps}, must be at most {STEPS}")
     for name in ("text_guidance", "image_guidance", "temperature", "threshold"):
         if not 0 <= getattr(made, name) <= MOST:
             raise ValueError(f"--{name}={getattr(made, name)}, must lie in [0, {MOST:g}]")
@@ -77,6 +81,7 @@ def default(system: System, **changes: object) -> Settings:
             raise ValueError(f"--{name}={getattr(made, name)} is not one of {', '.join(known)}")
     if not 0 <= made.start <= made.end <= 1:
         raise ValueError(f"guidance from {made.start} to {made.end}: must rise inside [0, 1]")
+    check_words(made.negative, "--negative", marker=system.marker)
     return made
 
 
@@ -95,6 +100,7 @@ def check(request: Request, system: System) -> None:
     """
     if not request.prompt.strip():
         raise ValueError("--prompt is empty: say what to draw")
+    check_words(request.prompt, "--prompt", marker=system.marker)
     if request.task not in TASKS:
         raise ValueError(f"--task={request.task} is not one of {', '.join(TASKS)}")
     most = system.dit.max_references

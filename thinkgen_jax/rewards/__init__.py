@@ -19,6 +19,7 @@ then gets the bounds of its service. Rewards whose `function` is None live behin
 """
 
 import importlib
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -180,7 +181,8 @@ def check(
     """Refuses what `score` and `Scorer` could not use.
 
     Raises:
-      ValueError: for no reward at all, a server without a weight, or as `find`.
+      ValueError: for no reward at all, a weight that is not finite, a server without one, or as
+        `find`.
     """
     servers, every = servers or {}, names(weights, scenarios)
     if not every:
@@ -188,6 +190,12 @@ def check(
     for scenario, own in (scenarios or {}).items():
         if not own:
             raise ValueError(f"scenario_rewards.{scenario} is empty: at least one is needed")
+    tables = {"rewards": weights}
+    tables |= {f"scenario_rewards.{name}": own for name, own in (scenarios or {}).items()}
+    for table, own in tables.items():
+        for name, weight in own.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"{table}.{name} = {weight}: must be finite")
     for name in every:
         find(name, servers)
     idle = sorted(set(servers) - set(every))

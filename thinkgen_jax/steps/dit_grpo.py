@@ -46,6 +46,10 @@ class DitGrpoConfig:
     kernel: str = "flow_sde"
     guidance: Guidance = flow.NO_GUIDANCE
 
+    def __post_init__(self) -> None:
+        if self.kernel not in sde.KERNELS:
+            raise ValueError(f"kernel = {self.kernel!r} is not one of {sorted(sde.KERNELS)}")
+
 
 def make_logprobs(dit: Dit, cfg: DitGrpoConfig):
     """Builds the jitted (params, trajectory, negative) -> log-probabilities [J, B] of its steps."""

@@ -11,6 +11,7 @@
 Source: paper 4 (SepGRPO); constants: EasyR1 defaults.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,6 +42,10 @@ class MllmGrpoConfig:
     kl: float = 1e-2
     per_sequence: bool = False
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature = {self.temperature}: must be above 0")
 
 
 def make_logprobs(mllm: Mllm, cfg: MllmGrpoConfig, parts: int = 1):
