@@ -126,6 +126,7 @@ def test_a_server_may_have_moved_when_a_run_goes_on(tmp_path):
     config.plans.dit_grpo.update(common.scoring({"judge": where}, judge=1.0))
     plain = json.dumps(recipe.plain(config))
     (tmp_path / train.CONFIG_FILE).write_text(plain)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)  # without a commit any config may begin
     config.plans.dit_grpo.servers.judge.urls = ("http://new:1", "http://new:2")
     config.plans.dit_grpo.servers.judge.timeout = 9.0
     config.plans.dit_grpo.drop_limit = 0.75
@@ -140,6 +141,7 @@ def test_a_run_of_before_scenarios_had_rewards_goes_on(tmp_path):
     plain = recipe.plain(config)
     assert plain["plans"]["dit_grpo"].pop("scenario_rewards") == {}
     (tmp_path / train.CONFIG_FILE).write_text(json.dumps(plain))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     train.check_config(tmp_path, config, fresh=False)
     with config.unlocked():
         config.plans.dit_grpo.scenario_rewards = {"text": {"form": 1.0}}

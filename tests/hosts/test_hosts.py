@@ -140,6 +140,7 @@ def test_a_cause_on_one_host_is_told_by_the_other(start, tmp_path):
 def test_two_hosts_end_with_one_line_each(tmp_path):
     """Host 0 alone looks whether the run in the folder has another config."""
     (tmp_path / "config.json").write_text('{"seed": 7}')
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)  # of a run that has committed
     address = f"--coordinator=127.0.0.1:{free_port()}"
     words = ["--config=configs/nano_mllm.py:tiny", "--config.mesh.data=2", f"--workdir={tmp_path}"]
     command = [sys.executable, "-m", "thinkgen_jax.train", *words, "--distributed", address]
