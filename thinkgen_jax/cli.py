@@ -39,14 +39,17 @@ def parse(known: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 
 def start(
-    known: flags.FlagValues, run: Callable[[], object], argv: Sequence[str] | None = None
+    known: flags.FlagValues,
+    run: Callable[[], object],
+    argv: Sequence[str] | None = None,
+    *,
+    interrupted: str = "interrupted",
 ) -> None:
     """Reads the flags and runs; whatever a user can put right ends in one line and status 2.
 
-    Ctrl-C ends in one line and status 130.
-
     Args:
       argv: program and arguments; None takes those of the process.
+      interrupted: the line that Ctrl-C ends in, with status 130.
     """
     argv = list(sys.argv if argv is None else argv)
     flags.FLAGS(argv[:1])  # absl's own flags keep their defaults
@@ -59,5 +62,5 @@ def start(
         print(f"error: {err}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         raise SystemExit(130) from None

@@ -8,7 +8,6 @@ started again, and are scored by `--judge` or `--detector` where they need one.
 
 import contextlib
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -90,16 +89,7 @@ def run() -> dict:
 
     Raises:
       ValueError: for anything a user can put right, before anything is drawn where possible.
-      SystemExit: 130, when the user interrupts it.
     """
-    try:
-        return _run()
-    except KeyboardInterrupt:
-        print("interrupted; an official benchmark goes on when started again", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def _run() -> dict:
     is_official = BENCHMARK.value in bench.OFFICIAL
     out = Path(WORKDIR.value) / OUT.value
     _check(out) if is_official else _writable(out, "--out")
@@ -211,4 +201,6 @@ def _writable(path: Path, flag: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(FLAGS, run)
+    cli.start(
+        FLAGS, run, interrupted="interrupted; an official benchmark goes on when started again"
+    )

@@ -124,16 +124,7 @@ def run() -> list[Result]:
 
     Raises:
       ValueError: for anything a user can put right.
-      SystemExit: 130, when the user interrupts it.
     """
-    try:
-        return _run()
-    except KeyboardInterrupt:
-        print("interrupted; what was drawn is written", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def _run() -> list[Result]:
     asked = _asked()
     cache.enable()
     model = ThinkGen.from_pretrained(
@@ -336,4 +327,4 @@ def _write(one: Asked, result: Result, settings: Settings, seconds: float) -> No
 
 
 if __name__ == "__main__":
-    cli.start(FLAGS, run)
+    cli.start(FLAGS, run, interrupted="interrupted; what was drawn is written")

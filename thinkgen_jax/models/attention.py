@@ -102,9 +102,16 @@ def _weighed(
     """
     most = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     shares = jnp.exp(logits - most)
-    rounded = shares.astype(values.dtype)
-    y = jnp.einsum("bkxs,bksh->bkxh", rounded, values, preferred_element_type=jnp.float32)
+    y = _mixed(shares, values)
     return (y / jnp.sum(shares, axis=-1, keepdims=True)).astype(values.dtype)
+
+
+def _mixed(
+    shares: Float[Array, "B K X S"], values: Float[Array, "B K S H"]
+) -> Float[Array, "B K X H"]:
+    """Values summed in float32, by shares rounded to the values' dtype."""
+    rounded = shares.astype(values.dtype)
+    return jnp.einsum("bkxs,bksh->bkxh", rounded, values, preferred_element_type=jnp.float32)
 
 
 def cached(
@@ -157,13 +164,8 @@ def _weighed_both(
     their_most = _apart(jnp.max(theirs, axis=-1, keepdims=True), group)
     most = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), their_most)
     shares, their_shares = jnp.exp(logits - most), jnp.exp(theirs - _together(most, group))
-
-    def weighed(shares, values):
-        rounded = shares.astype(values.dtype)
-        return jnp.einsum("bkxs,bksh->bkxh", rounded, values, preferred_element_type=jnp.float32)
-
-    their_y = weighed(their_shares, their_values.astype(values.dtype))
-    y = weighed(shares, values) + _apart(their_y, group)
+    their_y = _mixed(their_shares, their_values.astype(values.dtype))
+    y = _mixed(shares, values) + _apart(their_y, group)
     total = jnp.sum(shares, axis=-1, keepdims=True)
     total = total + _apart(jnp.sum(their_shares, axis=-1, keepdims=True), group)
     return (y / total).astype(values.dtype)

@@ -79,7 +79,7 @@ def make_step(dit: Dit, learner: Learner, cfg: DitGrpoConfig):
         negative: Condition | None,
         base: Tree | None = None,
     ):
-        near = _near(reference, learner)
+        near = sharding.ahead(reference, learner.dtype)
 
         def one(carry, xs):
             step, old = xs
@@ -87,7 +87,8 @@ def make_step(dit: Dit, learner: Learner, cfg: DitGrpoConfig):
             def loss(params: Tree, part):
                 part, old = part
                 part = _steps_first(part, path)
-                params, other = full(params, base, learner), _near(near, learner)
+                other = sharding.ahead(near, learner.dtype)  # there already, a loop is told so
+                params = full(params, base, learner)
                 return step_loss(dit, params, other, part, negative, step, old, cfg)
 
             new = gradient(state.params, loss, (_rows_first(path), old), learner)
@@ -124,11 +125,6 @@ def step_loss(dit, params, reference, path: Trajectory, negative, step, old, cfg
 
 def _replay(dit, params, path: Trajectory, negative, step, cfg: DitGrpoConfig):
     return sde.replay(dit, params, path, negative, step, guidance=cfg.guidance, kernel=cfg.kernel)
-
-
-def _near(reference: Tree | None, learner: Learner) -> Tree | None:
-    """The reference, gathered like what learns: before the loops, and in them told so again."""
-    return None if reference is None else sharding.ahead(reference, learner.dtype)
 
 
 def _rows_first(path: Trajectory) -> Trajectory:
