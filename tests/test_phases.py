@@ -79,12 +79,14 @@ def test_plans_out_of_range_are_refused(bad, message):
 
 def test_kept_log_probabilities_are_watched():
     kept = phases.KeptOld(plan(keep_old=True, path=DitGrpoConfig(clip=1e-4)))
-    kept.see(jnp.float32(9e-6))
-    kept.see(jnp.float32(2e-5))  # read one step late
+    kept.check()  # nothing has been seen
+    kept.before = jnp.float32(9e-6)
+    kept.check()
+    kept.before = jnp.float32(2e-5)
     with pytest.raises(
         ValueError, match=r"differ by 2e-05, a tenth of the clip is 1e-05.*keep_old"
     ):
-        kept.see(jnp.float32(0))
+        kept.check()
 
 
 def test_group_of_one_is_refused():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import common, dit_grpo
-from tests.toy import SYSTEM, toy_text
+from tests.toy import SYSTEM, Counter, toy_text
 from thinkgen_jax import checkpoint, logs, parts, recipe, rewards, train
 from thinkgen_jax.phases import Phase, Setup
 from thinkgen_jax.rewards.remote import Service
@@ -51,23 +51,6 @@ class Server:
         self.process.wait()
         self.process.stdout.close()
         self.process = None
-
-
-class Counter:
-    """A data stream whose position is one number."""
-
-    def __init__(self):
-        self.place = 0
-
-    def __next__(self):
-        self.place += 1
-        return self.place
-
-    def get_state(self):
-        return {"next_index": self.place}
-
-    def set_state(self, state):
-        self.place = state["next_index"]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import importlib
 import io
+import itertools
 import json
 import math
 import re
@@ -270,11 +271,30 @@ def test_one_line_for_what_is_wrong(words, message):
 
 def test_guard_stops_after_too_many_skipped_steps():
     guard = train.Guard(2)
-    for step, skipped in enumerate((1.0, 0.0, 1.0), start=1):
+    for step, skipped in enumerate((1.0, 0.0, 1.0, 1.0), start=1):
         guard.see(step, {"skipped": skipped})
-    guard.see(4, {"skipped": 1.0})
+        guard.check()
+    guard.settle()
     with pytest.raises(ValueError, match="step 4: 2 steps in a row"):
-        guard.settle()
+        guard.check()
+
+
+@contextlib.contextmanager
+def updates(monkeypatch, change):
+    """Runs in which `change(update, step, states, batch, key)` stands for every phase's update.
+
+    Steps are counted from 1 over all phases and runs.
+    """
+    build, steps = phases.build, itertools.count(1)
+
+    def built(*given):
+        phase = build(*given)
+        update = phase.update
+        return phase._replace(update=lambda *taken: change(update, next(steps), *taken))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phases, "build", built)
+        yield
 
 
 def test_three_steps_are_traced_into_the_run_folder(tmp_path):
@@ -331,24 +351,16 @@ class Still:
         return states, {"loss": 0.0, "skipped": 0.0}, None
 
 
-@contextlib.contextmanager
 def interrupted(monkeypatch, *numbers):
     """Runs are sent signals while their first step is under way."""
-    build, left = phases.build, list(numbers)
+    left = list(numbers)
 
-    def built(*given):
-        phase = build(*given)
+    def change(update, step, *taken):
+        for number in [left.pop(0) for _ in numbers if left]:
+            signal.raise_signal(number)
+        return update(*taken)
 
-        def update(*taken):
-            for number in [left.pop(0) for _ in numbers if left]:
-                signal.raise_signal(number)
-            return phase.update(*taken)
-
-        return phase._replace(update=update)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(phases, "build", built)
-        yield
+    return updates(monkeypatch, change)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

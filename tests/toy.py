@@ -48,3 +48,20 @@ def golden_tree(name: str) -> Tree:
 def tiny() -> tuple[parts.Parts, Params]:
     """The tiny system and its weights."""
     return parts.build(SYSTEM, toy_text(SYSTEM)), Params(*map(golden_tree, parts.TREES))
+
+
+class Counter:
+    """A data stream whose position is one number."""
+
+    def __init__(self):
+        self.place = 0
+
+    def __next__(self):
+        self.place += 1
+        return self.place
+
+    def get_state(self):
+        return {"next_index": self.place}
+
+    def set_state(self, state):
+        self.place = state["next_index"]

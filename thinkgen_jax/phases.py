@@ -426,6 +426,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
         if not plan.keep_old:
             path = path._replace(old=logprobs(params.dit, path, negative))
         jax.block_until_ready(path)  # what is left to do needs the rewards
+        kept.check()  # here it waits for nothing, and the states are still the loop's
         del params
         scored, settled = scoring.collect(pool, plan.combine)
         if settled.failed.all():
@@ -440,7 +441,7 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
             state, metrics = grpo_step(state, reference, path, negative, base)
             if inner == 0:
                 first = metrics
-        kept.see(first["drift"])
+        kept.before = first["drift"]
         metrics = {
             **metrics,
             "ratio_first": first["ratio"],
@@ -455,26 +456,28 @@ def _dit_grpo(plan: RlPlan, setup: Setup) -> Phase:
 
 
 class KeptOld:
-    """Watches, one step late, that log-probabilities kept from the rollout may be used."""
+    """Watches, one step late, that log-probabilities kept from the rollout may be used.
+
+    Attributes:
+      before: |log ratio| of the last iteration's first update, which should be 0.
+    """
 
     def __init__(self, plan: RlPlan):
         self.limit = plan.path.clip / 10 if plan.keep_old else None
-        self.before = None
+        self.before: jax.Array | None = None
 
-    def see(self, drift: jax.Array) -> None:
-        """Takes the |log ratio| of a first update, which should be 0, and reads the one before.
+    def check(self) -> None:
+        """Reads `before`.
 
         Raises:
-          ValueError: when it was above a tenth of the clip.
+          ValueError: when it is above a tenth of the clip.
         """
-        if self.limit is None:
+        if self.limit is None or self.before is None:
             return
-        before, self.before = self.before, drift
-        if before is not None and float(before) > self.limit:
+        if (drift := float(self.before)) > self.limit:
             raise ValueError(
-                f"keep_old: log-probabilities of rollout and training differ by {float(before):.2g}"
-                f", a tenth of the clip is {self.limit:.2g}; set "
-                "config.plans.dit_grpo.keep_old = False"
+                f"keep_old: log-probabilities of rollout and training differ by {drift:.2g}, a "
+                f"tenth of the clip is {self.limit:.2g}; set config.plans.dit_grpo.keep_old = False"
             )
 
 

@@ -46,7 +46,6 @@ from thinkgen_jax import (
     xla,
 )
 from thinkgen_jax.phases import Phase, RlPlan, Setup, SftPlan
-from thinkgen_jax.rewards.remote import Unavailable
 from thinkgen_jax.steps import turns
 from thinkgen_jax.structs import States
 
@@ -71,9 +70,10 @@ GPUS = flags.DEFINE_list(
 
 CONFIG_FILE = "config.json"
 PLACES = ("mesh.", "arg")  # where a run goes on may differ; its preset is in config.model
-# What may change in a run that goes on: where rewards are asked and how patiently, and who is told.
+# What may change in a run that goes on: where rewards are asked and how patiently, who is told, and
+# what a run that stops for it asks to be switched off.
 MOVABLE = re.compile(
-    r"plans\.\w+\.(drop_limit|servers\..+\.(urls|key|timeout|tries|backoff|workers|limit))"
+    r"plans\.\w+\.(drop_limit|keep_old|servers\..+\.(urls|key|timeout|tries|backoff|workers|limit))"
     r"|log\.wandb"
 )
 STOPPING = (
@@ -219,6 +219,11 @@ def loop(
     meta, awake = about(config, setup), None
     bar = writer_of(config, workdir, start)
     trace = logs.Trace(workdir, traced(config, start, profile))
+
+    def commit(step: int) -> None:
+        writer.flush()
+        save(saves, step, states, built, meta, standing(recent))
+
     with _interrupts() as stop, bar as writer, cache.Programs() as programs, trace:
         for step in range(start, config.steps):
             trace.before(step)
@@ -234,32 +239,37 @@ def loop(
                 states, metrics, gallery = phase.update(
                     states, batch, jax.random.fold_in(root, step)
                 )
-            except Unavailable as err:  # everything is still as it was before this step
-                phase.data.set_state(place)
-                guard.settle()
-                writer.flush()
-                save(saves, step, states, built, meta, standing(recent))
-                saves.wait()
+            except ValueError as err:  # a reward, or its server
+                if step > start and not gone(states):  # they are as they were before this step
+                    phase.data.set_state(place)
+                    guard.settle()
+                    commit(step)
+                    saves.wait()
                 raise ValueError(f"step {step + 1}: {err}; the same command goes on") from None
             hosts.settle(states)
             trace.after(step, states)
             done = step + 1
             spent = {"step_seconds": time.monotonic() - begun, "programs": programs.count}
             writer.scalars(done, {**metrics, **spent}, name)
-            guard.see(done, metrics)
             recent.append(metrics["reward"] if "reward" in metrics else -metrics["loss"])
             if gallery is not None and done % config.log.images == 0:
                 writer.images(done, name, *gallery)
+            guard.see(done, metrics)
             ended = hosts.agree(stop())
-            if done % config.checkpoint.every == 0 or done == config.steps or ended:
+            if done % config.checkpoint.every == 0 or done == config.steps or ended or guard.full:
                 guard.settle()
-                writer.flush()
-                save(saves, done, states, built, meta, standing(recent))
-            if ended:
+                commit(done)
+            if ended or guard.full:
                 saves.wait()
+                guard.check()
                 raise SystemExit(f"stopped at step {done}; the same command goes on from there")
     saves.wait()
     return states
+
+
+def gone(states: States) -> bool:
+    """Whether an update had given the states away to the device when it failed."""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(states))
 
 
 def about(config: ConfigDict, setup: Setup) -> dict:
@@ -275,10 +285,15 @@ def about(config: ConfigDict, setup: Setup) -> dict:
 
 
 class Guard:
-    """Counts skipped steps one step late, so that the loop never waits for the device."""
+    """Counts skipped steps in a row, one step late, so that the loop never waits for the device."""
 
     def __init__(self, limit: int):
-        self.limit, self.row, self.pending = limit, 0, None
+        self.limit, self.row, self.step, self.pending = limit, 0, 0, None
+
+    @property
+    def full(self) -> bool:
+        """Whether the run is to stop."""
+        return self.row >= self.limit
 
     def see(self, step: int, metrics: dict) -> None:
         """Takes a step's metrics and reads those of the step before."""
@@ -286,19 +301,21 @@ class Guard:
         self.pending = (step, metrics.get("skipped", 0.0))
 
     def settle(self) -> None:
-        """Reads what is pending.
+        """Reads what is pending."""
+        if self.pending is not None and not self.full:
+            (self.step, skipped), self.pending = self.pending, None
+            self.row = self.row + 1 if float(skipped) > 0 else 0
+
+    def check(self) -> None:
+        """Ends the run when it is to stop.
 
         Raises:
           ValueError: after too many skipped steps in a row.
         """
-        if self.pending is None:
-            return
-        (step, skipped), self.pending = self.pending, None
-        self.row = self.row + 1 if float(skipped) > 0 else 0
-        if self.row >= self.limit:
+        if self.full:
             raise ValueError(
-                f"step {step}: {self.row} steps in a row had NaN or infinity in loss or gradient "
-                f"(config.limit_skipped); the last commit is good"
+                f"step {self.step}: {self.row} steps in a row had NaN or infinity in loss or "
+                "gradient (config.limit_skipped); what was learned before them is committed"
             )
 
 

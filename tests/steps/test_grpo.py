@@ -25,6 +25,8 @@ def test_advantages_equal_official(key, scope):
         else:  # the batch's spread is known, so a group's advantage is its centred reward over it
             out[group == g] = (mine - mine.mean())[0] / (spread + 1e-4)
     assert_golden("flow_grpo", key, out)
+    if scope == "group":  # a reward a step: every step of a path has the path's advantage
+        assert_golden("flow_grpo", "adv.time_axis_group_std", np.tile(out[:, None], 3))
 
 
 def test_batch_scope_divides_by_the_spread_of_all():
