@@ -166,9 +166,8 @@ def test_other_dims_are_refused_with_both_shapes(run):
         ckpt.restore(20, wider)
     text = str(err.value)
     assert "mllm/params/layers/q/kernel: saved (4, 8, 16) float32, wanted (4, 12, 16)" in text
-    assert (
-        "7 arrays" in text and "and 2 more" in text
-    )  # kernels of params, mu, nu twice and one EMA
+    # Kernels of params, mu, nu twice and one EMA.
+    assert "7 arrays" in text and "and 2 more" in text and "\n" not in text
     with pytest.raises(ValueError, match=r"dit/params/layers/q/kernel: saved \(4, 8, 16\)"):
         checkpoint.restore_subtree(run, ("dit/params",), {"dit/params": wider["dit"].params})
     want = abstract_of(make_state(2))

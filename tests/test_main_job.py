@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job in miniature: phases alternate, the other tree stands still, kill and resume."""
+"""The main job cut short: phases alternate, the other tree stands still, kill and resume."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from configs import sepgrpo
+from tests import main_job as main_config
 from thinkgen_jax import checkpoint, logs, recipe, sharding, starts, train
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +30,8 @@ def leaves(workdir, step=None):
 
 
 def main_job(workdir):
-    """The command line of the main job in miniature, as a process."""
-    line = [sys.executable, "-m", "thinkgen_jax.train", "--config=configs/sepgrpo.py:tiny"]
+    """The command line of the main job in `main_job.py`, as a process."""
+    line = [sys.executable, "-m", "thinkgen_jax.train", "--config=tests/main_job.py"]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [*line, f"--workdir={workdir}"], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
@@ -38,7 +40,7 @@ def main_job(workdir):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The main job in miniature: one step of each phase."""
+    """Two steps of each phase."""
     workdir = tmp_path_factory.mktemp("whole")
     process = main_job(workdir)
     said = process.communicate()[1]
@@ -46,46 +48,69 @@ def uninterrupted(tmp_path_factory):
     return workdir
 
 
-def test_phases_alternate_and_report(uninterrupted):
+def test_phases_alternate_learn_and_report(uninterrupted):
     rows = logs.read_metrics(uninterrupted)
-    assert [row["step"] for row in rows] == [1, 2]
-    assert "mllm_grpo/reward" in rows[0] and "dit_grpo/reward" in rows[1]
-    for row in rows:
-        name = "mllm_grpo" if row["step"] == 1 else "dit_grpo"
-        # Random weights write no marker: then every group is dropped and no token counts.
-        learnt = row[f"{name}/dropped_groups"] < 1
-        assert row[f"{name}/ratio_first"] == pytest.approx(float(learnt), abs=1e-6)
+    names = ["mllm_grpo", "dit_grpo"] * 2
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for name, row in zip(names, rows, strict=True):
+        assert {key.split("/")[0] for key in row} == {"step", "seconds", name}
+        assert row[f"{name}/ratio_first"] == pytest.approx(1, abs=1e-6)
+        assert row[f"{name}/dropped_groups"] < 1 and 0 < row[f"{name}/reward"] <= 1
         assert row[f"{name}/skipped"] == 0
+    for name in names[:2]:  # of a single step all groups may be worth the same
+        assert max(row.get(f"{name}/grad_norm", 0) for row in rows) > 1e-3
     assert (uninterrupted / "report.md").is_file()
     assert list((uninterrupted / "pictures").rglob("*.png"))
 
 
 def test_the_other_tree_is_frozen(uninterrupted):
-    """Step 1 moves the MLLM alone, step 2 the DiT alone."""
-    config = sepgrpo.get_config("tiny")
-    first, last = leaves(uninterrupted, 1), leaves(uninterrupted, 2)
+    """Odd steps move the MLLM alone, even ones the DiT alone; the DiT's first bits are its start's.
+
+    Moments and averages stand still with their tree.
+    """
+    config = main_config.get_config()
+    commits = [leaves(uninterrupted, step) for step in (1, 2, 3, 4)]
     with jax.set_mesh(sharding.make_mesh(**config.mesh)):
         dit = starts.tree_params(config, starts.system_of(config), "dit", logs.setup())
     for key, value in jax.tree_util.tree_leaves_with_path(dit):
         name = f"['dit']['params']{jax.tree_util.keystr(key)}"
-        np.testing.assert_array_equal(first[name], value, err_msg=name)
-    moved = {key for key in first if not np.array_equal(first[key], last[key])}
-    assert moved and all("dit" in key.split("]")[0] for key in moved)
+        np.testing.assert_array_equal(commits[0][name], value, err_msg=name)
+    for (before, after), tree in zip(pairwise(commits), ("dit", "mllm", "dit"), strict=True):
+        moved = {key for key in before if not np.array_equal(before[key], after[key])}
+        assert moved and all(key.startswith(f"['{tree}']") for key in moved)
 
 
-def test_kill_and_resume_ends_with_the_same_bits(uninterrupted, tmp_path):
+def first_step_begins(workdir):
+    return (workdir / "config.json").exists()
+
+
+def commit_is_under_way(workdir):
+    """Orbax writes into a folder of another name, and renames it in the end."""
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(not path.name.isdigit() for path in folder.iterdir())
+
+
+def committed(step):
+    return lambda workdir: (workdir / "checkpoints" / str(step)).is_dir()
+
+
+def test_killed_at_many_moments_it_ends_with_the_same_bits(uninterrupted, tmp_path):
+    """The last one is killed between its last commit and its report."""
     workdir = tmp_path / "killed"
-    process = main_job(workdir)
-    deadline = time.monotonic() + 400
-    while not (workdir / "checkpoints" / "1").is_dir():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    for moment in (first_step_begins, commit_is_under_way, committed(2), committed(4)):
+        process = main_job(workdir)
+        deadline = time.monotonic() + 400
+        while not moment(workdir):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (workdir / "report.md").exists()
     for last_word in ("report", "finished"):  # goes on; then has nothing left to do
         again = main_job(workdir)
         said = again.communicate()[1]
         assert again.returncode == 0 and last_word in said, said[-2000:]
+    assert [row["step"] for row in logs.read_metrics(workdir)] == [1, 2, 3, 4]
     a, b = leaves(workdir), leaves(uninterrupted)
     assert a.keys() == b.keys()
     for key in a:

@@ -522,6 +522,11 @@ def test_a_run_is_read_with_what_it_lacks_from_the_assets(monkeypatch, tmp_path,
     loading.load(tmp_path / "random")
     (told,) = {r.getMessage() for r in caplog.records if r.name == loading.__name__}
     assert "random: its mllm began random; the shipped one is taken" in told
+    with checkpoint.Checkpoints(tmp_path / "other") as saves:
+        other = {**asdict(parts.system), "name": "nano"}
+        saves.save(1, state, data={}, meta={"system": other, "start": {"mllm": "random"}})
+    with pytest.raises(ValueError, match="other: its mllm was random and is not in it"):
+        loading.load(tmp_path / "other")
     with checkpoint.Checkpoints(tmp_path / "less") as saves:
         less = replace(parts.system, dit=replace(parts.system.dit, num_prepad=2))
         saves.save(1, state, data={}, meta={**meta, "system": asdict(less)})

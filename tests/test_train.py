@@ -119,6 +119,8 @@ def test_numbers_out_of_range_are_refused_before_anything_is_read(
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        ("optim.dit.lr", -1.0, r"config.optim.dit.lr=-1.0: must be >= 0"),
+        ("optim.mllm.b2", 1.0, r"config.optim.mllm.b2=1.0: must be in \[0, 1\)"),
         ("plans.dit_grpo.path.kernel", "euler", "dit_grpo: path.kernel = 'euler' is not one of"),
         ("plans.mllm_grpo.token.temperature", 0.0, "mllm_grpo: token.temperature = 0.0: must be"),
         ("plans.dit_grpo.streams.a_drawn.weight", 0.0, "streams: one of their weights must be"),

@@ -511,10 +511,10 @@ def _compare(commit: Path, saved: dict, wanted: dict, *, dtypes: bool) -> None:
 
     names = [name for name in [*wanted, *(n for n in saved if n not in wanted)] if differs(name)]
     if names:
-        lines = [f"  {n}: saved {tell(saved, n)}, wanted {tell(wanted, n)}" for n in names[:SHOWN]]
-        more = [f"  and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+        some = [f"{n}: saved {tell(saved, n)}, wanted {tell(wanted, n)}" for n in names[:SHOWN]]
+        more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
         head = f"--checkpoint={commit}: {len(names)} arrays do not fit this run's config.model"
-        raise ValueError("\n".join([head, *lines, *more]))
+        raise ValueError(f"{head}: {'; '.join([*some, *more])}")
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:

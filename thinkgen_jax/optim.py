@@ -92,7 +92,7 @@ def make(cfg: OptimConfig, *, name: str = "optim") -> optax.GradientTransformati
       ValueError: a field is out of its range; or, at `init`, a pattern matches no parameter or a
         parameter no pattern.
     """
-    _check(cfg, name)
+    check(cfg, name)
     core = METHODS[cfg.method](cfg, name)
     clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
 
@@ -251,7 +251,12 @@ def _paths(tree: Tree) -> list[tuple[str, object]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
-def _check(cfg: OptimConfig, name: str) -> None:
+def check(cfg: OptimConfig, name: str) -> None:
+    """Refuses values out of range.
+
+    Raises:
+      ValueError: naming `config.<name>.<field>`, its value and its bound.
+    """
     bounds = {
         "method": (cfg.method in METHODS, f"one of {', '.join(METHODS)}"),
         "lr": (cfg.lr >= 0, ">= 0"),

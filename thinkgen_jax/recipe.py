@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from thinkgen_jax import hosts, logs, parts, phases, pipeline, sharding, starts
+from thinkgen_jax import hosts, logs, optim, parts, phases, pipeline, sharding, starts
 from thinkgen_jax.bench import miniature
 from thinkgen_jax.data import corpus, encoded
 from thinkgen_jax.data.batches import Stream
@@ -224,6 +224,8 @@ def check_phases(config: ConfigDict) -> None:
         cut = config.optim[LEARNS[name]].accumulate
         if cut < 1:
             raise ValueError(f"config.optim.{LEARNS[name]}.accumulate = {cut}: must be at least 1")
+        one = learner(config, LEARNS[name])
+        optim.check(one.config, one.name)
 
 
 def check_evaluation(config: ConfigDict) -> None:

@@ -221,6 +221,7 @@ def loop(
     trace = logs.Trace(workdir, traced(config, start, profile))
 
     def commit(step: int) -> None:
+        guard.settle()
         writer.flush()
         save(saves, step, states, built, meta, standing(recent))
 
@@ -242,7 +243,6 @@ def loop(
             except ValueError as err:  # a reward, or its server
                 if step > start and not gone(states):  # they are as they were before this step
                     phase.data.set_state(place)
-                    guard.settle()
                     commit(step)
                     saves.wait()
                 raise ValueError(f"step {step + 1}: {err}; the same command goes on") from None
@@ -257,7 +257,6 @@ def loop(
             guard.see(done, metrics)
             ended = hosts.agree(stop())
             if done % config.checkpoint.every == 0 or done == config.steps or ended or guard.full:
-                guard.settle()
                 commit(done)
             if ended or guard.full:
                 saves.wait()

@@ -17,21 +17,6 @@ def test_noise_levels_equal_official(key):
     assert_golden("scheduler", key, 1 - grid)
 
 
-@pytest.mark.parametrize("key", [k for k in SCHEDULE if k.startswith("traj.dpm.")])
-def test_dpm_equals_official(key):
-    """The fixture's velocity field integrated on our grid with our weights."""
-    _, _, steps, tokens = key.split(".")
-    grid = flow.times(int(steps), latent_pixels=int(tokens))
-    a, b, x = (SCHEDULE[f"traj.{n}"] for n in ("A", "B", "x0"))
-    path, before = [], np.zeros_like(x)
-    for t, (w0, w1, w2) in zip(grid[:-1], dpm.weights(grid), strict=True):
-        u = a - (0.5 + 0.3 * np.cos(2 * np.pi * t)) * x + 0.25 * np.sin(b * x + 3 * t)
-        data = x + (1 - t) * u
-        x, before = w0 * x + w1 * data + w2 * before, data
-        path.append(x)
-    assert_golden("scheduler", key, np.stack(path))
-
-
 def test_constant_data_are_reached_from_anywhere():
     """Where the data never change, x stays on the straight line from the noise to them."""
     grid = flow.times(7, latent_pixels=1024)

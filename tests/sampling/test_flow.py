@@ -14,7 +14,7 @@ from thinkgen_jax.models.dit import Dit
 from thinkgen_jax.models.packing import pack, pack_ragged, unpack
 from thinkgen_jax.sampling import dpm, flow
 from thinkgen_jax.sampling.flow import Guidance
-from thinkgen_jax.structs import Condition
+from thinkgen_jax.structs import Condition, Packed
 
 SCHEDULE, _ = cases("scheduler")
 PIPELINE, PIPELINE_META = cases("pipeline_tiny")
@@ -31,18 +31,38 @@ def test_times_without_shift():
     np.testing.assert_allclose(flow.times(7), SCHEDULE["timesteps_noshift.7"], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("key", [k for k in SCHEDULE if k.startswith("traj.euler.")])
-def test_euler_equals_official(key):
-    """The fixture's velocity field integrated on our grid with our update."""
-    _, _, steps, tokens = key.split(".")
+class Field(Dit):
+    """Stands for the DiT: the fixture's velocity field, whose constants are its parameters."""
+
+    def apply(self, tree, *inputs, method):
+        if method is Dit.context:
+            return inputs[0]
+        (target, t, _, _), (a, b) = inputs, tree["params"]
+        x, t = target.tokens, t[:, None, None]
+        return a - (0.5 + 0.3 * jnp.cos(2 * jnp.pi * t)) * x + 0.25 * jnp.sin(b * x + 3 * t)
+
+
+@pytest.mark.parametrize(
+    "key", [k for k in SCHEDULE if k.startswith("traj.") and k.count(".") == 3]
+)
+def test_solvers_equal_official(key):
+    """The fixture's field goes through the sampler itself."""
+    _, solver, steps, tokens = key.split(".")
     grid = flow.times(int(steps), latent_pixels=int(tokens))
-    a, b, x = (SCHEDULE[f"traj.{n}"] for n in ("A", "B", "x0"))
-    path = []
-    for t, after in zip(grid[:-1], grid[1:], strict=True):
-        u = a - (0.5 + 0.3 * np.cos(2 * np.pi * t)) * x + 0.25 * np.sin(b * x + 3 * t)
-        x = x + (after - t) * u
-        path.append(x)
-    assert_golden("scheduler", key, np.stack(path))
+    a, b, x = (SCHEDULE[f"traj.{n}"].reshape(1, 1, -1) for n in ("A", "B", "x0"))
+    ones = jnp.ones((1, 1), jnp.int32)
+    out = flow.sample(
+        Field(replace(CFG, scan_unroll=1)),
+        (a, b),
+        Packed(jnp.asarray(x), jnp.zeros((1, 1, 3), jnp.int32), ones),
+        Condition(jnp.zeros((1, 1, 1)), ones),
+        None,
+        None,
+        jnp.asarray(grid),
+        jnp.asarray(dpm.weights(grid)) if solver == "dpm" else None,
+        keep_steps=True,
+    )
+    assert_golden("scheduler", key, np.asarray(out.latents).reshape(SCHEDULE[key].shape))
 
 
 def test_training_times_follow_the_shifted_logistic_normal():

@@ -13,6 +13,8 @@ import numpy as np
 
 from thinkgen_jax.structs import Tree
 
+SHOWN = 8  # problems an error lists
+
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
@@ -106,15 +108,15 @@ def names_of(rule: Rule, shape: tuple[int, ...] | None) -> list[str]:
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Tells all that does not fit, if anything does not.
+    """Tells what does not fit, if anything does not.
 
     Raises:
-      ValueError: listing the first 40.
+      ValueError: with their number and the first of them, in one line.
     """
     if problems:
-        shown = "\n  ".join(sorted(problems)[:40])
-        more = f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else ""
-        raise ValueError(f"{len(problems)} tensors do not fit:\n  {shown}{more}")
+        shown = "; ".join(sorted(problems)[:SHOWN])
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(f"{len(problems)} tensors do not fit: {shown}{more}")
 
 
 def stacked_count(names: Sequence[str], pattern: str) -> int:

@@ -100,6 +100,8 @@ def _from_run(path: Path, dtype: str, start: Sequence[str]) -> tuple[System, Tex
     sources, trees = checkpoint.sources(path, start=start), {}
     for name in putting.TREES:
         if name not in sources and meta.get("start", {}).get(name) == "random":
+            if system.name != assets.load_system(putting.ASSETS).name:
+                raise ValueError(f"--checkpoint={path}: its {name} was random and is not in it")
             LOG.warning(
                 "--checkpoint=%s: its %s began random; the shipped one is taken", path, name
             )
