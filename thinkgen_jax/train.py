@@ -26,6 +26,7 @@ from collections import deque
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -234,8 +235,7 @@ def loop(
             begun, place = time.monotonic(), phase.data.get_state()
             if phase.learns != awake:  # not every step: a move waits for the device
                 states, awake = turns.turn(states, phase.learns), phase.learns
-            rows = "batch" if phase.learns == "mllm" else "rows"
-            batch = hosts.lay(next(phase.data), rows, sliced=phase.sliced)
+            batch = laid(phase)
             try:
                 states, metrics, gallery = phase.update(
                     states, batch, jax.random.fold_in(root, step)
@@ -264,6 +264,12 @@ def loop(
                 raise SystemExit(f"stopped at step {done}; the same command goes on from there")
     saves.wait()
     return states
+
+
+def laid(phase: Phase) -> Any:
+    """The next batch of a phase, on all hosts."""
+    rows = "batch" if phase.learns == "mllm" else "rows"
+    return hosts.lay(next(phase.data), rows, sliced=phase.sliced)
 
 
 def gone(states: States) -> bool:
