@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Measures the stages of the nano system and prints one table: the runs of launch/nano.sh, then the
 # main job from the shipped weights with three seeds. Stage 4 is its MLLM before the DiT of stage 3,
-# stage 5 both of its trees. Goes on where it was stopped.
+# stage 5 both of its trees. Then what the runs measured themselves. Goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,3 +29,4 @@ for seed in 0 1 2; do
 done
 files+=("$out"/mllm_grpo.?.json "$out"/dit_grpo.?.json)
 python -m launch.stages "${files[@]}"
+python -m launch.effects runs/sepgrpo-nano-?
