@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from thinkgen_jax import cache
+from thinkgen_jax import cache, cli
 
 # Compiled programs and font lists of a test run must neither come from nor go to the user's cache.
 # The workers of a run share them, and inherit where they are.
@@ -42,8 +42,7 @@ LONG = ("test_hosts.py", "test_recipes.py", "test_served.py", "test_compile.py",
 def pytest_collection_finish():
     """Collecting garbage took a twentieth of the time: nothing of what is imported ever is any."""
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    cli.collect_rarely()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is wrong with a command line or its config file ends in one line, behind every door."""
 
+import gc
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -66,3 +67,9 @@ def test_a_mistake_inside_a_door_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["door", "--steps=2"])
     with pytest.raises(AttributeError, match="ours"):
         cli.start(known, run)
+
+
+def test_garbage_is_looked_for_seldom():
+    """And never among what was there before: tracing is an eighth faster."""
+    cli.collect_rarely()
+    assert gc.get_threshold()[0] >= 10_000 and gc.get_freeze_count() > 10_000

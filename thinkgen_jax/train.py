@@ -91,6 +91,7 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     if config is None:
         raise app.UsageError("--config is needed, e.g. --config=configs/sepgrpo.py")
+    cli.collect_rarely()
     try:
         xla.tell()
         join()
