@@ -2,6 +2,7 @@
 """What is wrong with a command line or its config file ends in one line, behind every door."""
 
 import gc
+
 import pytest
 from absl import flags
 from absl.testing import flagsaver
