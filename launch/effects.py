@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from thinkgen_jax import report
-
-TREES = ("mllm", "dit")
+from thinkgen_jax.phases import LEARNS
 
 
 class Effect(NamedTuple):
@@ -29,14 +28,15 @@ class Effect(NamedTuple):
 
 
 def read(run: Path) -> dict[str, Effect]:
-    """Effects of one run, by tree.
+    """Effects of one run, by tree, in the order in which they got what they learned.
 
     Raises:
       ValueError: for a folder that is no finished run of reinforcement.
     """
-    learned = [tree for tree in TREES if (run / f"after_{tree}.json").is_file()]
-    if not learned or not (run / "before.json").is_file():
+    if not (run / report.PAGE).is_file() or not (run / "before.json").is_file():
         raise ValueError(f"{run} is no finished run that measured itself")
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    learned = list(dict.fromkeys(LEARNS[name] for name, _ in config["phases"]))
     names = ["before", *(f"after_{tree}" for tree in learned)]
     found = [json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in names]
     return {
@@ -76,7 +76,7 @@ def main(paths: Sequence[str]) -> None:
     if not paths:
         raise SystemExit("error: name the runs: python -m launch.effects runs/sepgrpo-nano-* ...")
     try:
-        runs = {Path(path).name: read(Path(path)) for path in paths}
+        runs = {path: read(Path(path)) for path in paths}
         if len({tuple(run) for run in runs.values()}) > 1:
             raise ValueError(f"different trees learned: { {k: [*v] for k, v in runs.items()} }")
         for tree in next(iter(runs.values())):

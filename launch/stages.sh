@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Measures the stages of the nano system and prints one table: the runs of launch/nano.sh, then the
+# Measures the stages of the nano system and prints tables: the runs of launch/nano.sh, then the
 # main job from the shipped weights with three seeds. Stage 4 is its MLLM before the DiT of stage 3,
 # stage 5 both of its trees. Then what the runs measured themselves. Goes on where it was stopped.
 set -euo pipefail

@@ -9,5 +9,5 @@ def get_config(arg=None):
     config = common.shrink(sepgrpo.get_config(arg))
     config.steps = config.checkpoint.keep = 4
     for plan in config.plans.values():
-        plan.group = 4  # of two, most are worth the same
+        plan.prompts = plan.group = 4  # of two, most are worth the same
     return config

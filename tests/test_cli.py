@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is wrong with a command line or its config file ends in one line, behind every door."""
 
-import gc
-
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -70,7 +68,8 @@ def test_a_mistake_inside_a_door_keeps_its_traceback(monkeypatch):
         cli.start(known, run)
 
 
-def test_garbage_is_looked_for_seldom():
-    """And never among what was there before: tracing is an eighth faster."""
-    cli.collect_rarely()
-    assert gc.get_threshold()[0] >= 10_000 and gc.get_freeze_count() > 10_000
+def test_a_door_looks_for_garbage_seldom(monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(cli, "collect_rarely", lambda: called.append("before the run"))
+    cli.start(cli.values(), lambda: called.append("the run"), ["door"])
+    assert called == ["before the run", "the run"]

@@ -28,12 +28,25 @@ def step():
     return jax.jit(lambda state, x: learning.learn(state, loss, x, LEARNER), donate_argnums=0)
 
 
+class Stream(Counter):
+    """A stream that may meet an error at a step."""
+
+    def __init__(self, spoil):
+        super().__init__()
+        self.spoil = spoil
+
+    def __next__(self):
+        if self.spoil.get(super().__next__()) == "data":
+            raise ValueError("no picture can be read")
+        return self.place
+
+
 def run(step, workdir, spoil, *, steps=STEPS, every=100, limit=2):
     """Goes on with a run in `workdir`; its numbers and the steps that are committed.
 
     Args:
-      spoil: by step from 1, what stands in for its numbers, or an error that its reward meets,
-        "early" before the update or "late" behind it.
+      spoil: by step from 1, what stands in for its numbers, or an error: "data" of its batch,
+        "early" before the update, "late" behind it.
     """
     config = nano_vae.get_config("tiny")
     config.steps, config.checkpoint.every, config.limit_skipped = steps, every, limit
@@ -49,12 +62,13 @@ def run(step, workdir, spoil, *, steps=STEPS, every=100, limit=2):
 
     setup = Setup(parts.build(SYSTEM, toy_text(SYSTEM)), {}, {}, {}, 0)
     states = {"vae": learning.create({"w": jnp.zeros(3)}, LEARNER)}
-    built = {"vae_sft": Phase("vae", Counter(), update)}
+    built = {"vae_sft": Phase("vae", Stream(spoil), update)}
     with checkpoint.Checkpoints(workdir, keep=STEPS) as saves:
-        start = 0
+        start, skipped = 0, 0
         if saves.latest_step is not None:
+            skipped = checkpoint.meta_of(workdir)[train.SKIPPED]
             start, states = train.resume(saves, states, built)
-        train.loop(config, workdir, saves, setup, states, built, start)
+        train.loop(config, workdir, saves, setup, states, built, start, skipped=skipped)
     return [row["vae_sft/skipped"] for row in logs.read_metrics(workdir)]
 
 
@@ -94,23 +108,55 @@ def test_nan_in_a_row_stops_the_run_and_loses_nothing(step, tmp_path):
     assert run(step, tmp_path, {}) == [0, 0, 1, 1, 1, 0]
 
 
-def test_nan_at_the_very_end_is_not_called_finished(step, tmp_path):
-    with pytest.raises(ValueError, match="step 6: 2 steps in a row"):
-        run(step, tmp_path, {5: jnp.nan, 6: jnp.nan})
+def test_nan_that_stays_stops_every_start(step, tmp_path):
+    """The first of a new start is one too many; a good one is forgiven."""
+    broken = dict.fromkeys(range(3, 9), jnp.nan)
+    for last in (5, 7):
+        with pytest.raises(ValueError, match=rf"step {last - 1}: \d steps in a row had NaN"):
+            run(step, tmp_path, broken, steps=9)
+        assert max(commits(tmp_path)) == last
+    assert run(step, tmp_path, {}, steps=9) == [0, 0, 1, 1, 1, 1, 1, 0, 0]
 
 
-def test_an_error_of_a_reward_loses_no_step(step, tmp_path):
+def test_nan_at_the_very_end_is_never_called_finished(step, tmp_path):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="step 6: 2 steps in a row"):
+            run(step, tmp_path, {5: jnp.nan, 6: jnp.nan})
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"), [("early", "a reward is not finite"), ("data", "no picture can be read")]
+)
+def test_an_error_loses_no_step(what, cause, step, tmp_path):
     """It stops the run in front of the step, and the same command takes that step again."""
-    with pytest.raises(ValueError, match="step 3: a reward is not finite; the same command"):
-        run(step, tmp_path, {3: "early"})
+    message = f"step 3: {cause}; step 2 is committed, and the run goes on from there"
+    with pytest.raises(ValueError, match=message):
+        run(step, tmp_path, {3: what})
     assert list(commits(tmp_path)) == [2]
     run(step, tmp_path, {})
     run(step, tmp_path / "whole", {})
     assert same(commits(tmp_path)[STEPS], commits(tmp_path / "whole")[STEPS])
 
 
-@pytest.mark.parametrize("spoil", [{1: "early"}, {2: "late"}], ids=["no step yet", "given away"])
-def test_where_there_is_nothing_to_commit_nothing_is(spoil, step, tmp_path):
-    with pytest.raises(ValueError, match=r"step \d: a reward is not finite"):
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ({1: "early"}, "step 1: a reward is not finite$"),
+        ({2: "late"}, "step 2: a reward is not finite; steps behind the last commit are lost$"),
+    ],
+)
+def test_where_there_is_nothing_to_commit_nothing_is(spoil, message, step, tmp_path):
+    """Not in the first step, nor where the device already has the states."""
+    with pytest.raises(ValueError, match=message):
         run(step, tmp_path, spoil)
     assert not checkpoint.has_commit(tmp_path)
+
+
+def test_a_commit_that_fails_as_well_hides_nothing(step, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise ValueError("the disk is full")
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", full)
+    message = "step 3: a reward is not finite; and step 2 cannot be committed: the disk is full"
+    with pytest.raises(ValueError, match=message):
+        run(step, tmp_path, {3: "early"})

@@ -152,7 +152,7 @@ def test_left_dead_the_run_stops_and_resumes_exactly(server, tmp_path):
         server, tmp_path / "whole", {DEAD: server.kill, DEAD + 2: server.start}, drop_limit=1.0
     )
     begun = time.monotonic()
-    with pytest.raises(ValueError, match=r"step 5: 30% of the groups .* the same command goes on"):
+    with pytest.raises(ValueError, match=r"step 5: 30% of the groups .* step 4 is committed"):
         run(server, tmp_path / "run", {DEAD: server.kill}, drop_limit=0.2)
     assert time.monotonic() - begun < 30
     server.start()

@@ -5,7 +5,6 @@ import contextlib
 import ctypes
 import importlib
 import io
-import itertools
 import json
 import math
 import re
@@ -281,22 +280,22 @@ def test_guard_stops_after_too_many_skipped_steps():
         guard.check()
 
 
-@contextlib.contextmanager
-def updates(monkeypatch, change):
-    """Runs in which `change(update, step, states, batch, key)` stands for every phase's update.
+def test_log_probabilities_that_drift_stop_a_run_that_goes_on_without_them(tmp_path, monkeypatch):
+    """Told one iteration late, with all of them committed; any drift is too much here."""
+    config, folder = config_of("dit_grpo"), tmp_path / "run"
+    config.plans.dit_grpo.keep_old, config.checkpoint.every = True, 100
+    begin = phases.KeptOld.__init__
 
-    Steps are counted from 1 over all phases and runs.
-    """
-    build, steps = phases.build, itertools.count(1)
+    def strict(self, plan):
+        begin(self, plan)
+        self.limit = -1.0 if self.limit else None
 
-    def built(*given):
-        phase = build(*given)
-        update = phase.update
-        return phase._replace(update=lambda *taken: change(update, next(steps), *taken))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(phases, "build", built)
-        yield
+    monkeypatch.setattr(phases.KeptOld, "__init__", strict)
+    with pytest.raises(ValueError, match="step 2: keep_old: .* step 1 is committed"):
+        train.run(config, folder)
+    config.plans.dit_grpo.keep_old = False
+    train.run(config, folder)
+    assert "resumed at step 1 of 2" in (folder / "log.txt").read_text()
 
 
 def test_three_steps_are_traced_into_the_run_folder(tmp_path):
@@ -353,16 +352,24 @@ class Still:
         return states, {"loss": 0.0, "skipped": 0.0}, None
 
 
+@contextlib.contextmanager
 def interrupted(monkeypatch, *numbers):
     """Runs are sent signals while their first step is under way."""
-    left = list(numbers)
+    build, left = phases.build, list(numbers)
 
-    def change(update, step, *taken):
-        for number in [left.pop(0) for _ in numbers if left]:
-            signal.raise_signal(number)
-        return update(*taken)
+    def built(*given):
+        phase = build(*given)
 
-    return updates(monkeypatch, change)
+        def update(*taken):
+            for number in [left.pop(0) for _ in numbers if left]:
+                signal.raise_signal(number)
+            return phase.update(*taken)
+
+        return phase._replace(update=update)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phases, "build", built)
+        yield
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -477,7 +477,8 @@ class KeptOld:
         if (drift := float(self.before)) > self.limit:
             raise ValueError(
                 f"keep_old: log-probabilities of rollout and training differ by {drift:.2g}, a "
-                f"tenth of the clip is {self.limit:.2g}; set config.plans.dit_grpo.keep_old = False"
+                f"tenth of the clip is {self.limit:.2g}; "
+                "go on with --config.plans.dit_grpo.keep_old=False"
             )
 
 

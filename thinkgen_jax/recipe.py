@@ -202,7 +202,8 @@ def check_phases(config: ConfigDict) -> None:
 
     Raises:
       ValueError: for no phase, an unknown one, or one without a plan or an optimizer, or without
-        steps or micro-batches; for an unknown scenario.
+        steps or micro-batches; for values of an optimizer or of adapters out of range; for an
+        unknown scenario.
     """
     walk = schedule(config)
     wanted = [*config.evaluate.scenarios]

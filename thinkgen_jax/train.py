@@ -23,10 +23,10 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -47,8 +47,9 @@ from thinkgen_jax import (
     xla,
 )
 from thinkgen_jax.phases import Phase, RlPlan, Setup, SftPlan
+from thinkgen_jax.scoring import Gallery
 from thinkgen_jax.steps import turns
-from thinkgen_jax.structs import States
+from thinkgen_jax.structs import Key, States
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; default runs/<config>-<argument>.")
@@ -70,6 +71,7 @@ GPUS = flags.DEFINE_list(
 )
 
 CONFIG_FILE = "config.json"
+SKIPPED = "skipped_row"  # in a commit's meta: steps in a row without an update, until it
 PLACES = ("mesh.", "arg")  # where a run goes on may differ; its preset is in config.model
 # What may change in a run that goes on: where rewards are asked and how patiently, who is told, and
 # what a run that stops for it asks to be switched off.
@@ -138,7 +140,7 @@ def run(
       profile: first step to trace, from 1; 0 is the third after the start, None traces nothing.
 
     Raises:
-      ValueError: for anything a user can put right; nothing already done is lost.
+      ValueError: for anything a user can put right; what was learned is committed, see `failure`.
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # the workers that make batches ask flags of their own
@@ -167,15 +169,16 @@ def run(
             opened.callback(phase.close)
         if hosts.is_first():
             keep_config(workdir, config)
-        start = 0
+        start, skipped = 0, 0
         if saves.latest_step is not None:
             with hosts.together():
                 latest = checkpoint.read_meta(saves.folder / str(saves.latest_step))
                 starts.check_base(config, latest)
                 start, states = resume(saves, states, built)
+                skipped = latest.get(SKIPPED, 0)
             log.info("resumed at step %d of %d", start, config.steps)
         scores = {"before": recipe.evaluation(config, setup, states, workdir, "before")}
-        states = loop(config, workdir, saves, setup, states, built, start, profile)
+        states = loop(config, workdir, saves, setup, states, built, start, profile, skipped)
         # Trees get what they learned one by one, so that each policy's effect stands alone.
         trees = recipe.trained_trees(config)
         for n, tree in enumerate(trees, start=1):
@@ -214,39 +217,38 @@ def loop(
     built: dict[str, Phase],
     start: int,
     profile: int | None = None,
+    skipped: int = 0,
 ) -> States:
-    """Steps `start` to `config.steps`, committing on the way and at the end."""
-    guard, recent = Guard(config.limit_skipped), deque(maxlen=window(config))
-    root = jax.random.key(config.seed)
-    meta, awake = about(config, setup), None
-    bar = writer_of(config, workdir, start)
+    """Steps `start` to `config.steps`, committing on the way and at the end.
+
+    Args:
+      skipped: steps in a row, until `start`, that had NaN or infinity.
+
+    Raises:
+      ValueError: for a batch or reward that failed, a commit, or too many skipped steps.
+      SystemExit: when somebody asked for it, with everything committed.
+    """
+    guard, recent = Guard(config.limit_skipped, start, skipped), deque(maxlen=window(config))
+    root, meta, awake = jax.random.key(config.seed), about(config, setup), None
     trace = logs.Trace(workdir, traced(config, start, profile))
 
     def commit(step: int) -> None:
         guard.settle()
         writer.flush()
-        save(saves, step, states, built, meta, standing(recent))
+        save(saves, step, states, built, {**meta, SKIPPED: guard.row}, standing(recent))
 
+    bar = writer_of(config, workdir, start)
     with _interrupts() as stop, bar as writer, cache.Programs() as programs, trace:
         for step in range(start, config.steps):
             trace.before(step)
-            name = phases.at(step, config.phases)
+            name, begun = phases.at(step, config.phases), time.monotonic()
             phase = built[name]
             writer.describe(name)
-            begun, place = time.monotonic(), phase.data.get_state()
             if phase.learns != awake:  # not every step: a move waits for the device
                 states, awake = turns.turn(states, phase.learns), phase.learns
-            batch = laid(phase)
-            try:
-                states, metrics, gallery = phase.update(
-                    states, batch, jax.random.fold_in(root, step)
-                )
-            except ValueError as err:  # a reward, or its server
-                if step > start and not gone(states):  # they are as they were before this step
-                    phase.data.set_state(place)
-                    commit(step)
-                    saves.wait()
-                raise ValueError(f"step {step + 1}: {err}; the same command goes on") from None
+            key = jax.random.fold_in(root, step)
+            told = partial(failure, step=step, is_new=step > start, commit=commit, saves=saves)
+            states, metrics, gallery = updated(phase, states, key, told)
             hosts.settle(states)
             trace.after(step, states)
             done = step + 1
@@ -256,21 +258,63 @@ def loop(
             if gallery is not None and done % config.log.images == 0:
                 writer.images(done, name, *gallery)
             guard.see(done, metrics)
-            ended = hosts.agree(stop())
-            if done % config.checkpoint.every == 0 or done == config.steps or ended or guard.full:
+            ended = hosts.agree(stop()) or guard.full
+            if done % config.checkpoint.every == 0 or done == config.steps or ended:
                 commit(done)
-            if ended or guard.full:
+            if ended:
                 saves.wait()
                 guard.check()
                 raise SystemExit(f"stopped at step {done}; the same command goes on from there")
     saves.wait()
+    guard.check()
     return states
 
 
-def laid(phase: Phase) -> Any:
-    """The next batch of a phase, on all hosts."""
+def updated(
+    phase: Phase, states: States, key: Key, told: Callable[[ValueError, bool], ValueError]
+) -> tuple[States, dict, Gallery | None]:
+    """One step of a phase, what `Phase.update` returns.
+
+    Raises:
+      ValueError: what `told` makes of an error, and of whether all is as it was before the step.
+    """
+    place, batch = phase.data.get_state(), None
     rows = "batch" if phase.learns == "mllm" else "rows"
-    return hosts.lay(next(phase.data), rows, sliced=phase.sliced)
+    try:
+        batch = hosts.lay(next(phase.data), rows, sliced=phase.sliced)
+        return phase.update(states, batch, key)
+    except ValueError as err:  # all hosts meet it, but for one about a batch of their own
+        phase.data.set_state(place)
+        is_whole = not gone(states) and (batch is not None or not hosts.several())
+        raise told(err, is_whole) from err
+
+
+def failure(
+    err: ValueError,
+    is_whole: bool,
+    *,
+    step: int,
+    is_new: bool,
+    commit: Callable[[int], None],
+    saves: checkpoint.Checkpoints,
+) -> ValueError:
+    """What to raise for an error in the step behind `step`, once what was learned is committed.
+
+    Args:
+      is_whole: whether states and data are what they were before the step.
+      is_new: whether anything was learned since the last start.
+    """
+    words = f"step {step + 1}: {err}"
+    if not is_new:
+        return ValueError(words)
+    if not is_whole:
+        return ValueError(f"{words}; steps behind the last commit are lost")
+    try:
+        commit(step)
+        saves.wait()
+    except ValueError as other:
+        return ValueError(f"{words}; and step {step} cannot be committed: {other}")
+    return ValueError(f"{words}; step {step} is committed, and the run goes on from there")
 
 
 def gone(states: States) -> bool:
@@ -291,15 +335,16 @@ def about(config: ConfigDict, setup: Setup) -> dict:
 
 
 class Guard:
-    """Counts skipped steps in a row, one step late, so that the loop never waits for the device."""
+    """Counts skipped steps in a row, one step late, so that the loop never waits for the device.
 
-    def __init__(self, limit: int):
-        self.limit, self.row, self.step, self.pending = limit, 0, 0, None
+    Attributes:
+      row: how many there are by now; a commit holds it, so that a restart does not forget them.
+      full: whether this run has just met one too many and is to stop.
+    """
 
-    @property
-    def full(self) -> bool:
-        """Whether the run is to stop."""
-        return self.row >= self.limit
+    def __init__(self, limit: int, step: int = 0, row: int = 0):
+        self.limit, self.step, self.row = limit, step, row
+        self.full, self.pending = False, None
 
     def see(self, step: int, metrics: dict) -> None:
         """Takes a step's metrics and reads those of the step before."""
@@ -311,14 +356,15 @@ class Guard:
         if self.pending is not None and not self.full:
             (self.step, skipped), self.pending = self.pending, None
             self.row = self.row + 1 if float(skipped) > 0 else 0
+            self.full = self.row >= self.limit
 
     def check(self) -> None:
-        """Ends the run when it is to stop.
+        """Ends a run that cannot go on, or whose last steps taught it nothing.
 
         Raises:
           ValueError: after too many skipped steps in a row.
         """
-        if self.full:
+        if self.row >= self.limit:
             raise ValueError(
                 f"step {self.step}: {self.row} steps in a row had NaN or infinity in loss or "
                 "gradient (config.limit_skipped); what was learned before them is committed"

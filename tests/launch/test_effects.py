@@ -8,12 +8,16 @@ import pytest
 from launch import effects
 
 
-def write(folder, *scores, clusters=("0", "1", "2", "3")):
-    """A run that measured itself with one tree more each time."""
+def write(folder, *scores, clusters="0123", trees=("mllm", "dit")):
+    """A finished run that measured itself with one tree more each time."""
     folder.mkdir()
-    names = ["before", "after_mllm", "after_dit"]
-    for name, values in zip(names, scores, strict=False):
-        (folder / f"{name}.json").write_text(json.dumps([{"greedy": values}, {"greedy": clusters}]))
+    trees = trees[: len(scores) - 1]
+    for name, values in zip(["before", *(f"after_{t}" for t in trees)], scores, strict=True):
+        both = [{"greedy": values}, {"greedy": list(clusters)}]
+        (folder / f"{name}.json").write_text(json.dumps(both))
+    phases = [[f"{tree}_grpo", 2] for tree in trees]
+    (folder / "config.json").write_text(json.dumps({"phases": phases}))
+    (folder / "report.md").write_text("")
     return folder
 
 
@@ -31,22 +35,33 @@ def test_each_tree_stands_against_the_one_before_it(tmp_path):
 
 
 def test_pairs_of_one_prompt_stay_together(tmp_path):
-    """Two prompts of which one gains in both runs: of four resamples of prompts one has no gain."""
-    kept = dict(clusters=("0", "0", "1", "1"))
-    runs = [write(tmp_path / name, [0, 0, 0, 0], [1, 1, 0, 0], **kept) for name in "ab"]
-    text = effects.table("ab", [effects.read(run)["mllm"] for run in runs])
-    assert text.count("+0.500 [+0.000, +1.000]") == 3
+    """Two prompts of which one gains in all runs: of four resamples of prompts one has no gain.
+
+    Of six pairs, or of six clusters, that were told apart one in 64 would have none.
+    """
+    one = [0] * 6, [1, 1, 1, 0, 0, 0]
+    runs = [write(tmp_path / name, *one, clusters="000111") for name in "abc"]
+    text = effects.table("abc", [effects.read(run)["mllm"] for run in runs])
+    assert text.count("+0.500 [+0.000, +1.000]") == 4
+
+
+def test_trees_stand_in_the_order_of_the_schedule(tmp_path):
+    scores = [0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]
+    found = effects.read(write(tmp_path / "a", *scores, trees=("dit", "mllm")))
+    assert list(found) == ["dit", "mllm"]
+    assert (found["dit"].after, found["mllm"].before) == ({"greedy": scores[1]},) * 2
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
     a = write(tmp_path / "a", [0, 0, 0, 0], [1, 0, 0, 0])
-    other = write(tmp_path / "b", [0, 0, 0, 0], [1, 0, 0, 0], clusters=("4", "5", "6", "7"))
+    other = write(tmp_path / "b", [0, 0, 0, 0], [1, 0, 0, 0], clusters="4567")
     more = write(tmp_path / "c", [0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0])
-    none = write(tmp_path / "d", [0, 0, 0, 0])
+    none = write(tmp_path / "d", [0, 0, 0, 0], [1, 0, 0, 0])
+    (none / "report.md").unlink()
     for paths, words in (
         ([], "name the runs"),
         ([a, none], "d is no finished run"),
-        ([a, other], "a, b were not measured on the same prompts"),
+        ([a, other], "b were not measured on the same prompts"),
         ([a, more], "different trees learned"),
     ):
         with pytest.raises(SystemExit, match=words):

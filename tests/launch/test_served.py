@@ -151,7 +151,7 @@ def test_a_server_left_dead_stops_the_run_and_the_same_line_goes_on(
     errors = [row for row in capfd.readouterr().err.splitlines() if row.startswith("error: ")]
     assert stopped.value.status == 2 and len(errors) == 1
     assert "step 2: " in errors[0] and "word_ned: http://" in errors[0]
-    assert "the same command goes on" in errors[0]
+    assert "step 1 is committed, and the run goes on from there" in errors[0]
     started.clear()
     served.run(place, TINY, line)
     got, want = leaves(tmp_path / "run"), leaves(whole.folder / "run")

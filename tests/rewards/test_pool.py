@@ -158,6 +158,19 @@ def test_what_fails_on_another_host_fails_here():
         hosts_of(samples(0.1, 0.2), {"error": "KeyError: 'x'"})
 
 
+def test_a_mistake_in_a_reward_is_an_error_of_one_kind_on_all_hosts(threads):
+    """With its traceback in the log, for the line that a run ends in has none."""
+
+    def fetch():
+        raise KeyError("x")
+
+    told = []
+    threads.submit(fetch)
+    with pytest.raises(ValueError, match="^rewards: KeyError: 'x'$"):
+        threads.collect(lambda message: told.append(message) or [message])
+    assert told == [{"error": "KeyError: 'x'"}]
+
+
 def test_a_row_that_no_host_scored_is_an_error():
     rows = [samples(0.1)[0], replace(samples(0.2)[0], image=None, here=False)]
     other = {"rated": {"rows": [], "parts": {NAME: []}, "failed": [], "causes": []}}

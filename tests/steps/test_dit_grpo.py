@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DiT-GRPO: stored paths replay, on-policy ratio, no signal without spread, accumulation."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +54,8 @@ def path(cfg, advantages=(1.0, -1.0, 0.5, -0.5)):
 
 def update(cfg, data, negative, accumulate=1):
     model, params = small.dit()
-    learner = Learner(small.LEARNER.config, accumulate=accumulate)
+    # A larger eps: Adam makes whole steps of the rounding of gradients that are nearly 0.
+    learner = Learner(replace(small.LEARNER.config, eps=1e-4), accumulate=accumulate)
     state = learning.create(jax.tree.map(jnp.copy, params), learner)
     reference = params if cfg.kl else None
     step = dit_grpo.make_step(model, learner, cfg)
@@ -115,7 +118,7 @@ def test_accumulation_changes_nothing():
     np.testing.assert_allclose(float(a["loss"]), float(b["loss"]), atol=1e-6)
     np.testing.assert_allclose(float(a["grad_norm"]), float(b["grad_norm"]), rtol=1e-4)
     for x, y in zip(jax.tree.leaves(whole.params), jax.tree.leaves(cut.params), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
 
 
 def test_noise_zero_rollout_is_euler():

@@ -36,7 +36,7 @@ def load(
       path: None takes the shipped weights; else a folder like theirs, a released pipeline, or a
         run, its `checkpoints` folder or one commit. A run's running averages win over its
         parameters, and trees that did not learn come from where the run took them; the shipped
-        one stands for a tree that was random there, which a warning tells.
+        one stands for a tree that was random there, if it is of that preset, and a warning tells.
       dtype: of parameters and activations, see `presets.in_dtype`.
       marker: token behind which the instruction stands; None takes the system's own.
       parity: do as the release does where it does otherwise, see `presets.as_released`.
@@ -44,8 +44,8 @@ def load(
         shows alone.
 
     Raises:
-      ValueError: when it is missing, damaged, foreign, or of other dimensions; for a tree of
-        `start` that does not exist, or a folder that is no run.
+      ValueError: when it is missing, damaged, foreign, or of other dimensions, or lacks a tree that
+        was random; for a tree of `start` that does not exist, or a folder that is no run.
     """
     if path == "":
         raise ValueError("--checkpoint is empty: name a run or folder, or leave it out")

@@ -11,6 +11,7 @@ loop, waits for the device.
   server, is dropped and counted.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from thinkgen_jax.rewards.remote import Service
 from thinkgen_jax.structs import Sample
 
 COMBINE = ("sum", "gdpo")
+LOG = logging.getLogger(__name__)
 WORKERS = 2  # batches that are scored at the same time
 
 Span = tuple[float, float]  # begin and end of some work, in seconds of the monotonic clock
@@ -88,16 +90,20 @@ class Pool:
           share: between several hosts; each has handed over the same rows, and scores its own.
 
         Raises:
-          ValueError: as `Scorer.finish`; what else was handed over is forgotten. Also when another
-            host met an error.
+          ValueError: for any error of a reward, also on another host, so that all hosts do the same
+            about it; what else was handed over is forgotten.
           Unavailable: when servers failed too often, see `Scorer.count`; on all hosts.
         """
         begun, waiting, self.waiting = time.monotonic(), self.waiting, []
         try:
             found = [future.result() for future in waiting]
         except Exception as err:
-            share({"error": f"{type(err).__name__}: {err}"})
-            raise
+            cause = f"{type(err).__name__}: {err}"
+            share({"error": cause})
+            if isinstance(err, ValueError):
+                raise
+            LOG.error("a reward failed", exc_info=err)  # a mistake in it: where, says this alone
+            raise ValueError(f"rewards: {cause}") from err
         busy = _union([span for _, _, span in found])
         seconds = sum(end - start for start, end in busy)
         # The device may still be drawing while somebody waits in here: that is not scoring.
