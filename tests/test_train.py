@@ -40,7 +40,7 @@ def config_of(name, arg="tiny"):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_answers_its_arguments(name):
-    small = ("nano_vae", "nano_mllm", "nano_dit", "served")
+    small = ("nano_vae", "nano_mllm", "nano_dit", "nano_signs", "served")
     for arg in (None, "tiny", *(() if name in small else ("thinkgen", "thinkgen,mesh=v5p-64"))):
         config = config_of(name, arg)
         assert config.name == name and config.steps > 0

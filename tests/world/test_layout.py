@@ -4,6 +4,7 @@
 import random
 from itertools import combinations
 
+import numpy as np
 import pytest
 
 from thinkgen_jax.world import layout
@@ -175,6 +176,17 @@ def test_canonical_text_ignores_order_only():
     assert layout.canonical(Scene("gray", (a, b))) == layout.canonical(Scene("gray", (b, a)))
     moved = Object("square", "red", 16, 52.0, 12.5)
     assert layout.canonical(Scene("gray", (a, b))) != layout.canonical(Scene("gray", (a, moved)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_letters_of_tidy_signs_stand_where_their_number_says(n):
+    """All begin in one column, in rows two of the nano DiT's patches apart."""
+    words = ["CAT", "STORM", "AUTUMN123", "ZOO"][:n]
+    signs = layout.stack([(word, "red") for word in words], tidy=True).signs
+    assert {sign.x for sign in signs} == {3} and [sign.word for sign in signs] == words
+    rows = [sign.y for sign in signs]
+    assert np.diff(rows).tolist() == [16] * (n - 1) and 2 <= rows[0] and rows[-1] + 11 <= 62
+    assert 3 + 6 * 9 + 3 <= 62
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])

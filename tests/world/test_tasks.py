@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 
 from thinkgen_jax.world import edits, facts, grammar, layout, puzzles, questions, tasks, verify
@@ -119,6 +120,18 @@ def test_flawed_pictures_fail_their_caption():
     for made in items("reflection", "train"):
         score = verify.score(render(made.references[0]), made.spec)
         assert score.strict == (made.tag == "none"), made
+
+
+def test_tidy_signs_are_white_where_nobody_says_a_color():
+    """Seven in ten of them, and those with told colours are as they are told."""
+    made = [tasks.item("text", i, "train", tidy=True) for i in range(300)]
+    free = [item for item in made if item.spec.signs[0][1] is None]
+    white = [all(sign.color == "white" for sign in item.target.signs) for item in free]
+    assert 0.6 < np.mean(white) < 0.85 and len(free) > 100
+    for item in made:
+        told = [(word, color) for word, color in item.spec.signs if color]
+        shown = {(sign.word, sign.color) for sign in item.target.signs}
+        assert set(told) <= shown
 
 
 def test_a_tidy_picture_follows_from_looks_and_cells():

@@ -49,7 +49,8 @@ PATTERNS = {
     5: ((0, 2, 4, 6, 8), (1, 3, 4, 5, 7), (0, 1, 2, 6, 8), (0, 2, 6, 7, 8)),
     6: ((0, 1, 2, 6, 7, 8), (0, 2, 3, 5, 6, 8)),
 }
-USUAL = 0.7  # share of tidy pictures that have the first pattern, in the order of their looks
+# Share of tidy pictures that have the first pattern, in the order of their looks, or white signs.
+USUAL = 0.7
 # Cells (of the first, of the second object) that satisfy a relation.
 RELATED = {
     "left of": ((3, 5), (3, 5), (0, 2), (6, 8)),
@@ -57,6 +58,7 @@ RELATED = {
     "above": ((1, 7), (1, 7), (0, 6), (2, 8)),
     "below": ((7, 1), (7, 1), (6, 0), (8, 2)),
 }
+SIGN_COLUMN, SIGN_ROWS = 3, (2, 18, 34, 50)  # pixels; of the top left corners of tidy signs
 ROWS = ((3, 4, 5), (0, 1, 2), (6, 7, 8))
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -309,8 +311,12 @@ def stripe(rng: random.Random, look: Look) -> Look:
     return look._replace(tex=rng.choice(("hstripe", "vstripe")))
 
 
-def stack(signs: Sequence[tuple[str, str]], bg: str = "gray") -> Scene:
+def stack(signs: Sequence[tuple[str, str]], bg: str = "gray", *, tidy: bool = False) -> Scene:
     """A picture of up to four signs (word, colour), centred, from top to bottom.
+
+    Args:
+      tidy: in four rows that are the same everywhere, all words from the same column on: a letter's
+        place is then its number, whatever the word, and rows repeat with the DiT's patches.
 
     Raises:
       ValueError: If a word does not fit or there are more than four.
@@ -324,6 +330,8 @@ def stack(signs: Sequence[tuple[str, str]], bg: str = "gray") -> Scene:
     for i, (word, color) in enumerate(signs):
         if not 3 <= len(word) <= 9:
             raise ValueError(f"the word {word!r} has {len(word)} characters; signs hold 3 to 9")
-        x = (CANVAS - (6 * len(word) + 3)) // 2
-        placed.append(Sign(word, color, x, top + i * (height + space)))
+        x, y = (CANVAS - (6 * len(word) + 3)) // 2, top + i * (height + space)
+        if tidy:
+            x, y = SIGN_COLUMN, SIGN_ROWS[(4 - n) // 2 + i]
+        placed.append(Sign(word, color, x, y))
     return Scene(bg, (), tuple(placed))

@@ -416,7 +416,9 @@ def text(rng: random.Random, draw: Draw, tag: str) -> Item:
             words.append(word)
     colors = [rng.choice(COLOR_NAMES) for _ in words]
     bg, colored = pick_background(rng, 0.1), rng.random() < 0.5
-    scene = layout.stack(list(zip(words, colors, strict=True)), bg or "gray")
+    if draw.tidy and not colored and rng.random() < layout.USUAL:
+        colors = ["white"] * n
+    scene = layout.stack(list(zip(words, colors, strict=True)), bg or "gray", tidy=draw.tidy)
     signs = tuple((w, c if colored else None) for w, c in zip(words, colors, strict=True))
     spec = Spec((), (), signs, bg)
     prompt = grammar.frame("text", template, grammar.body(spec))
