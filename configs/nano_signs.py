@@ -2,8 +2,8 @@
 """Practice of the nano system: its DiT learns to spell, behind what `finetune` taught it.
 
 One sign a picture and nothing else: among other pictures signs are learnt as signs, with letters of
-any word, for thousands of steps; alone, the letters of new words are right after a thousand. What
-is forgotten meanwhile comes back within as many steps of `finetune`.
+any word, for thousands of steps; alone, most letters of new words are right after a thousand. What
+is forgotten meanwhile comes back slowly; the model card of the nano weights tells how far.
 """
 
 from configs import common, finetune

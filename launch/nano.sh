@@ -52,11 +52,5 @@ train finetune --workdir=runs/finetune_edits --config.start.dit=runs/finetune-na
   --config.steps=4300 --config.optim.dit.total_steps=4300 --config.optim.dit.lr=1.3e-3 \
   "$mix.a_words.weight=0.30" "$mix.b_edited.weight=0.47" "$mix.c_context.weight=0.05" \
   "$mix.d_thought.weight=0.18"
-# Letters are learned alone, in an hour; then everything once more, signs in every third picture.
-train nano_signs --config.start.dit=runs/finetune_edits "${larger[@]}"
-train finetune --workdir=runs/finetune_all --config.start.dit=runs/nano_signs-nano "${larger[@]}" \
-  --config.steps=1400 --config.optim.dit.total_steps=1400 --config.optim.dit.lr=1.3e-3 \
-  "$mix.a_words.weight=0.53" "$mix.b_edited.weight=0.20" "$mix.c_context.weight=0.05" \
-  "$mix.d_thought.weight=0.22" "$mix.a_words.scenarios.text=0.90" "$mix.d_thought.scenarios.text=0.5"
-python -m thinkgen_jax.convert --mllm=runs/nano_mllm-nano --dit=runs/finetune_all \
+python -m thinkgen_jax.convert --mllm=runs/nano_mllm-nano --dit=runs/finetune_edits \
   --out=thinkgen_jax/assets/nano

@@ -19,7 +19,7 @@ for stage in align pretrain; do
   measure "$stage" "runs/$stage-nano" 128
   files+=("$out/$stage.json")
 done
-measure finetune runs/finetune_all 256
+measure finetune runs/finetune_edits 256
 files+=("$out/finetune.json")
 for seed in 0 1 2; do
   python -m thinkgen_jax.train --config=configs/sepgrpo.py --seed="$seed" \
