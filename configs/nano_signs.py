@@ -14,7 +14,6 @@ def get_config(arg=None):
     common.base(arg, name="nano_signs", presets=common.SMALL)  # for its refusals
     config = finetune.get_config(arg)
     config.name = "nano_signs"
-    config.steps = min(config.steps, 1600)
     flow = config.plans.flow_sft
     flow.streams = dict(a_signs=common.stream(1.0, {"text/text1": 1.0}, length=76, tidy=True))
     if config.model == "nano":

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from thinkgen_jax import report
-from thinkgen_jax.phases import LEARNS
+from thinkgen_jax import recipe, report
 
 
 class Effect(NamedTuple):
@@ -36,7 +36,7 @@ def read(run: Path) -> dict[str, Effect]:
     if not (run / report.PAGE).is_file() or not (run / "before.json").is_file():
         raise ValueError(f"{run} is no finished run that measured itself")
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    learned = list(dict.fromkeys(LEARNS[name] for name, _ in config["phases"]))
+    learned = recipe.trained_trees(ConfigDict(config))
     names = ["before", *(f"after_{tree}" for tree in learned)]
     found = [json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in names]
     return {
